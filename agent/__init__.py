@@ -1,0 +1,1 @@
+"""Learns; knows neither the robot nor the tasks."""

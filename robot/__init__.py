@@ -1,0 +1,1 @@
+"""Moves and senses; knows nothing of tasks or learning."""

@@ -1,0 +1,255 @@
+"""The records and protocols that every other module speaks. SI units; seconds of `Clock.now()`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from robot.registers import Register
+
+Floats = NDArray[np.float64]
+Image = NDArray[np.uint8]
+
+
+class Config(BaseModel):
+    """A frozen configuration section: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True, slots=True)
+class JointState:
+    """What a group of servos measured in one bus cycle, each array (J,) in joint order."""
+
+    time: float
+    position: Floats  # rad
+    velocity: Floats  # rad/s
+    current: Floats  # A
+
+
+@dataclass(frozen=True, slots=True)
+class RobotState:
+    """One bus cycle: the robot's joints and the object that it manipulates (the valve, J=1)."""
+
+    joints: JointState
+    object: JointState
+
+    @property
+    def time(self) -> float:
+        """When the cycle was read, s."""
+        return self.joints.time
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One camera image, (H, W, 3) uint8 RGB, with the time of its capture."""
+
+    time: float
+    image: Image
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What was wished for and what was sent, both (J,) rad, and why they differ."""
+
+    target: Floats
+    requested: Floats
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One tick's knowledge of the world."""
+
+    time: float
+    joints: JointState
+    object: JointState
+    frames: Mapping[str, Frame]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The answer to a group read: one row per id, one column per register, in the order asked."""
+
+    time: float
+    values: NDArray[np.int64]  # (ids, registers), decoded with sign, in register units
+    alerts: NDArray[np.uint8]  # (ids,) Protocol 2.0 status error byte; bit 7 = hardware alert
+
+
+class Fault(Exception):
+    """Something on the rig is not as it must be. `name` is the word that logs and summaries use."""
+
+    name = "fault"
+
+
+class BusFault(Fault):
+    """The serial bus or a servo on it did not answer as it must."""
+
+    name = "bus"
+
+
+class ServoSilent(BusFault):
+    """Servos did not answer after all retries."""
+
+    name = "servo-silent"
+
+    def __init__(self, message: str, ids: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.ids = tuple(ids)
+
+
+class ServoAlert(BusFault):
+    """A servo reports a hardware error: overload, overheating, voltage, encoder or electrical shock."""
+
+    name = "servo-alert"
+
+
+class PortLost(BusFault):
+    """The serial port vanished or cannot be opened."""
+
+    name = "port-lost"
+
+
+class WatchdogTripped(BusFault):
+    """The servos stopped by themselves because the host was silent for too long."""
+
+    name = "watchdog"
+
+
+class CameraFault(Fault):
+    """The camera cannot be opened or delivers what it must not."""
+
+    name = "camera"
+
+
+class StaleFrame(CameraFault):
+    """The newest frame is older than the caller allows."""
+
+    name = "stale-frame"
+
+
+class MotionFault(Fault):
+    """A motion did not arrive: a finger is blocked, a valve is jammed."""
+
+    name = "motion"
+
+
+class Late(Fault):
+    """The control loop missed its deadline too often in a row."""
+
+    name = "late"
+
+
+class InvalidCommand(Fault):
+    """A commanded target or action is not finite or has the wrong shape."""
+
+    name = "invalid-command"
+
+
+class Clock(Protocol):
+    """The one source of time: monotonic seconds."""
+
+    def now(self) -> float:
+        """The present, s."""
+        ...
+
+    def sleep_until(self, time: float) -> None:
+        """Returns when `now()` >= time; at once if it already is. In simulation this advances physics."""
+        ...
+
+
+class Bus(Protocol):
+    """Register access to a chain of servos."""
+
+    def ping(self, ids: Sequence[int]) -> dict[int, int]:
+        """The model number of each id that answers; silent ids are absent."""
+        ...
+
+    def read(self, register: Register, servo: int) -> int:
+        """One register of one servo, in register units. Raises BusFault."""
+        ...
+
+    def write(self, register: Register, servo: int, value: int) -> None:
+        """Writes one register and waits for the status. Raises BusFault when refused or unanswered."""
+        ...
+
+    def sync_read(self, registers: Sequence[Register], ids: Sequence[int]) -> Reading:
+        """The same registers of several servos in one transaction, fresh or ServoSilent."""
+        ...
+
+    def sync_write(self, register: Register, values: Mapping[int, int]) -> None:
+        """One register of several servos in one packet without answers."""
+        ...
+
+    def close(self) -> None:
+        """Releases the port. Never raises."""
+        ...
+
+
+class Camera(Protocol):
+    """A source of frames, cropped and resized to what the agent sees."""
+
+    @property
+    def projection(self) -> Floats:
+        """(3, 4): base-frame metres (x, y, z, 1) to homogeneous pixels (u, v, w) of the delivered image."""
+        ...
+
+    def latest(self, max_age: float) -> Frame:
+        """The newest frame, at most max_age seconds old. Raises StaleFrame."""
+        ...
+
+    def close(self) -> None:
+        """Stops the capture. Never raises."""
+        ...
+
+
+class Robot(Protocol):
+    """Joints that can be read and commanded; entering it makes it ready, leaving it relaxes it."""
+
+    @property
+    def joints(self) -> int:
+        """J, the number of commanded joints."""
+        ...
+
+    def read(self) -> RobotState:
+        """A fresh reading of all joints and the object. Raises BusFault; never returns old data."""
+        ...
+
+    def command(self, target: Floats, dt: float) -> Applied:
+        """The only way to move: target (J,) rad for the next dt seconds, after the safety filter."""
+        ...
+
+    def hold(self) -> None:
+        """Stays where it is, under torque."""
+        ...
+
+    def relax(self) -> None:
+        """Torque off everywhere. Safe to call at any time, any number of times."""
+        ...
+
+    def engage(self) -> None:
+        """Torque on at the present pose, without a lunge."""
+        ...
+
+    def drive_object(self, angle: float, tolerance: float, timeout: float) -> float:
+        """Turns the object by its own servo to angle (rad, mod 2 pi); returns the final angle, rad.
+
+        The object's torque is off again afterwards. Raises MotionFault when it does not arrive.
+        """
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...

@@ -1,0 +1,1 @@
+"""What counts as done: resets, observations, rewards and success."""
