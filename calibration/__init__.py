@@ -1,0 +1,1 @@
+"""Procedures with a person or a target: what makes angles and pixels mean what they say."""
