@@ -28,6 +28,13 @@ MODEL_NAMES = {
 BAUD_CODES = {9600: 0, 57600: 1, 115200: 2, 1_000_000: 3, 2_000_000: 4, 3_000_000: 5, 4_000_000: 6}
 
 
+def servo_baud(baud: int) -> int:
+    """The speed itself, in baud. Raises ValueError for one that servos do not speak."""
+    if baud not in BAUD_CODES:
+        raise ValueError(f"servos do not speak {baud} baud, but {', '.join(map(str, BAUD_CODES))}")
+    return baud
+
+
 @dataclass(frozen=True, slots=True)
 class Register:
     """One entry of the control table; `eeprom` entries are writable only with torque off."""
@@ -117,7 +124,27 @@ POSITION_MODE = 3
 EXTENDED_POSITION_MODE = 4
 
 
+FINGER_SEGMENTS = ("proximal", "middle", "distal")
+
+
 def describe_hardware_error(status: int) -> str:
-    """Register 70 in words: '0x20 overload'."""
+    """Register 70 in words: 'overload (0x20)'."""
     words = [text for bit, text in HARDWARE_ERRORS.items() if status & bit]
-    return f"0x{status:02x} {' + '.join(words) or 'unknown'}"
+    return f"{' + '.join(words) or 'an unnamed error'} (0x{status:02x})"
+
+
+def servo_name(servo: int) -> str:
+    """A servo with its place on D'Claw: 'servo 12 (finger 1, distal)', 'servo 50 (valve)'."""
+    finger, segment = divmod(servo, 10)
+    if finger in (1, 2, 3) and segment < len(FINGER_SEGMENTS):
+        return f"servo {servo} (finger {finger}, {FINGER_SEGMENTS[segment]})"
+    place = {50: " (valve)", 60: " (goal pointer)"}.get(servo, "")
+    return f"servo {servo}{place}"
+
+
+def watchdog_units(seconds: float) -> int:
+    """The value of register 98 that waits at least so long. Raises ValueError outside 0.02 to 2.54 s."""
+    units = math.ceil(round(seconds / WATCHDOG_UNIT, 6))
+    if not 1 <= units <= (BUS_WATCHDOG.maximum or 0):
+        raise ValueError(f"the bus watchdog waits 0.02 to 2.54 s, not {seconds} s")
+    return units

@@ -5,22 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Annotated, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from robot.registers import Register
+from robot.registers import Register, servo_baud
 
 Floats = NDArray[np.float64]
 Image = NDArray[np.uint8]
 
 
-class Config(BaseModel):
-    """A frozen configuration section: unknown keys are errors."""
+Baud = Annotated[int, AfterValidator(servo_baud)]
+ServoId = Annotated[int, Field(ge=0, le=252)]  # above are the broadcast and its like
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+
+class Config(BaseModel):
+    """A frozen configuration section: unknown keys are errors, and so are numbers that are not finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,24 @@ class Applied:
     target: Floats
     requested: Floats
     reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ValveGeometry:
+    """Where the valve's pointer points in the robot's base frame; the defaults are D'Claw's valve.
+
+    The base frame has its origin under the valve's axis on the table, z up, angles counter-clockwise from x.
+    """
+
+    centre: tuple[float, float, float] = (0.0, 0.0, 0.1021)  # m, on the axis at the height of the arms
+    radius: float = 0.094  # m, from the axis to the tips of the arms
+    zero_angle: float = 0.0008  # rad, where the pointer points at valve angle 0 (pi/2 - 1.57 in the model)
+
+    def rim(self, angle: float) -> Floats:
+        """The point that the pointer's tip touches at a valve angle (rad): (3,) m in the base frame."""
+        direction = angle + self.zero_angle
+        x, y, z = self.centre
+        return np.array([x + self.radius * np.cos(direction), y + self.radius * np.sin(direction), z])
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +131,12 @@ class ServoAlert(BusFault):
     """A servo reports a hardware error: overload, overheating, voltage, encoder or electrical shock."""
 
     name = "servo-alert"
+
+
+class TorqueLost(BusFault):
+    """A servo forgot what it was told: it was restarted, or another program meddled."""
+
+    name = "torque-lost"
 
 
 class PortLost(BusFault):
@@ -198,7 +226,10 @@ class Camera(Protocol):
 
     @property
     def projection(self) -> Floats:
-        """(3, 4): base-frame metres (x, y, z, 1) to homogeneous pixels (u, v, w) of the delivered image."""
+        """(3, 4): base-frame metres (x, y, z, 1) to homogeneous pixels (u, v, w) of the delivered image.
+
+        Whole numbers are pixel centres, as in OpenCV.
+        """
         ...
 
     def latest(self, max_age: float) -> Frame:

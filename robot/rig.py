@@ -1,0 +1,254 @@
+"""The one place that chooses what is beneath the driver: simulated, emulated or real hardware."""
+
+from __future__ import annotations
+
+import json
+import select
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self
+
+from pydantic import Field
+
+from robot.bus import BusConfig, SerialBus
+from robot.camera import CameraConfig, OpenCvCamera
+from robot.clock import SystemClock
+from robot.dynamixel import DynamixelConfig, DynamixelRobot
+from robot.emulator import EmulatorConfig, EmulatorSetup
+from robot.sim import SimConfig, SimPlant
+from robot.types import Camera, CameraFault, Clock, Config, Image, PortLost, Robot, Snapshot
+
+CAMERA = "front"
+PICTURE = (320, 320)  # (width, height) px of pictures for people in simulation
+START_TIMEOUT = 20.0  # s for the emulator's process; measured 0.9 s on an idle machine
+STOP_TIMEOUT = 3.0  # s for it to end when told
+
+
+class RigConfig(Config):
+    """One robot with its camera: what is beneath the driver, and everything that is known about it."""
+
+    kind: Literal["sim", "emulated", "real"] = "sim"
+    name: str = "dclaw"
+    control_period: float = Field(0.05, gt=0, le=1)  # s, the shortest that bus and camera are good for
+    bus: BusConfig = BusConfig()
+    dclaw: DynamixelConfig = DynamixelConfig()
+    camera: CameraConfig = CameraConfig()
+    sim: SimConfig = SimConfig()
+    emulator: EmulatorConfig = EmulatorConfig()
+
+
+class DescribedRobot(Robot, Protocol):
+    """A robot that can say by which numbers it works."""
+
+    def describe(self) -> dict[str, Any]:
+        """Calibration and limits in force, as plain data."""
+        ...
+
+
+def _nothing() -> Mapping[str, float]:
+    return {}
+
+
+@dataclass
+class Rig:
+    """Robot, cameras and clock of one bench, opened together and closed together.
+
+    Entering it engages the robot; leaving it relaxes the robot and closes everything, by whatever exception.
+    """
+
+    config: RigConfig
+    robot: DescribedRobot
+    cameras: Mapping[str, Camera]
+    clock: Clock
+    picture: Callable[[], Image]  # the scene for people, (H, W, 3) uint8 RGB, as large as there is
+    bus_statistics: Callable[[], Mapping[str, float]] = _nothing
+    resources: ExitStack = field(default_factory=ExitStack)
+
+    @property
+    def realtime(self) -> bool:
+        """False where time passes only when somebody sleeps on the clock."""
+        return self.config.kind != "sim"
+
+    def snapshot(self, max_age: float) -> Snapshot:
+        """A fresh reading and each camera's newest frame, at most max_age seconds old. Raises Fault."""
+        state = self.robot.read()
+        frames = {name: camera.latest(max_age) for name, camera in self.cameras.items()}
+        return Snapshot(state.time, state.joints, state.object, frames)
+
+    def snapshot_without_images(self) -> Snapshot:
+        """A fresh reading alone. Raises BusFault."""
+        state = self.robot.read()
+        return Snapshot(state.time, state.joints, state.object, {})
+
+    def describe(self) -> dict[str, Any]:
+        """What a log must hold to be understood without this machine, as plain data."""
+        about = {"kind": self.config.kind, "name": self.config.name, "realtime": self.realtime}
+        world = {} if self.config.kind == "real" else {"sim": self.config.sim.model_dump(mode="json")}
+        views = {name: _projection(camera) for name, camera in self.cameras.items()}
+        return {**about, "robot": self.robot.describe(), "projections": views, **world}
+
+    def statistics(self) -> dict[str, float]:
+        """Counters of bus and cameras since they were opened."""
+        counters = {f"bus_{name}": value for name, value in self.bus_statistics().items()}
+        for name, camera in self.cameras.items():
+            if isinstance(camera, OpenCvCamera):
+                counters.update({f"{name}_{key}": value for key, value in camera.statistics().items()})
+        return counters
+
+    def close(self) -> None:
+        """Relaxes the robot if it was engaged, and releases port, cameras and processes. May be repeated."""
+        self.resources.close()
+
+    def __enter__(self) -> Self:
+        try:
+            self.resources.enter_context(self.robot)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def build(config: RigConfig, *, cameras: bool = True) -> Rig:
+    """The rig that the configuration names, open and not yet engaged; nothing moves.
+
+    Raises PortLost or CameraFault, with everything closed again that was opened before.
+    """
+    if config.kind == "sim":
+        return _build_simulated(config, cameras=cameras)
+    with ExitStack() as resources:
+        if config.kind == "emulated":
+            config = emulate(config, resources, cameras=cameras)
+        rig = _build_wired(config, resources, cameras=cameras)
+        rig.resources = resources.pop_all()  # from here on the rig's own to close
+    return rig
+
+
+def emulate(config: RigConfig, resources: ExitStack, *, cameras: bool = True) -> RigConfig:
+    """Starts emulated hardware that lives as long as `resources`; the configuration that leads to it."""
+    link = config.emulator.link and str(Path(config.emulator.link).absolute())
+    setup = EmulatorSetup(
+        emulator=config.emulator.model_copy(update={"link": link}),
+        sim=config.sim,
+        servos=config.dclaw.joint_ids,
+        object_servo=config.dclaw.object_id,
+        camera=cameras,
+    )
+    process = EmulatorProcess(setup)
+    resources.callback(process.close)
+    found = {
+        "source": process.ready["camera"],
+        "projection": process.ready["projection"],
+        "width": config.emulator.width,
+        "height": config.emulator.height,
+        "crop": None,
+        "controls": {},
+    }
+    camera = CameraConfig.model_validate({**config.camera.model_dump(), **found})
+    bus = config.bus.model_copy(update={"port": process.ready["port"]})
+    return config.model_copy(update={"bus": bus, "camera": camera})
+
+
+def _build_simulated(config: RigConfig, *, cameras: bool) -> Rig:
+    dclaw = config.dclaw
+    plant = SimPlant(config.sim, dclaw.joint_ids, dclaw.object_id, config.camera.size)
+    resources = ExitStack()
+    resources.callback(plant.close)
+    robot = DynamixelRobot(plant, dclaw, plant)
+    views = {CAMERA: plant} if cameras else {}
+    return Rig(config, robot, views, plant, lambda: plant.render(*PICTURE), resources=resources)
+
+
+def _build_wired(config: RigConfig, resources: ExitStack, *, cameras: bool) -> Rig:
+    clock = SystemClock()
+    bus = SerialBus(config.bus, clock)
+    resources.callback(bus.close)
+    robot = DynamixelRobot(bus, config.dclaw, clock)
+    camera = _open_camera(config.camera, clock, resources) if cameras else None
+    views = {CAMERA: camera} if camera else {}
+    picture = camera.picture if camera else _no_picture
+    return Rig(config, robot, views, clock, picture, bus.statistics)
+
+
+def _open_camera(config: CameraConfig, clock: Clock, resources: ExitStack) -> OpenCvCamera:
+    camera = OpenCvCamera(config, clock)
+    resources.callback(camera.close)
+    return camera
+
+
+def _no_picture() -> Image:
+    raise CameraFault("this rig was built without a camera")
+
+
+def _projection(camera: Camera) -> list[list[float]] | None:
+    try:
+        return [[float(number) for number in row] for row in camera.projection]
+    except CameraFault:
+        return None
+
+
+class EmulatorProcess:
+    """Emulated hardware in a process of its own, which ends with this one in whatever way this one ends.
+
+    It is in a session of its own: Ctrl-C in the terminal must not switch the robot off before it is relaxed.
+    """
+
+    def __init__(self, setup: EmulatorSetup) -> None:
+        """Waits until port and camera are there. Raises PortLost with the process's own words when not."""
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
+        command = [sys.executable, "-m", "robot.emulator", "--config-json", setup.model_dump_json()]
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            cwd=Path(__file__).parents[1],
+            start_new_session=True,
+        )
+        try:
+            self.ready = self._await_ready()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
+
+    def close(self) -> None:
+        """Ends the process. May be repeated."""
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
+            if stream is not None:
+                stream.close()
+
+    def _await_ready(self) -> dict[str, Any]:
+        output = self._process.stdout
+        assert output is not None
+        if not select.select([output], [], [], START_TIMEOUT)[0]:
+            raise PortLost(f"the emulator said nothing for {START_TIMEOUT:g} s; is the machine overloaded?")
+        line = output.readline()
+        if not line:
+            self._errors.seek(0)
+            words = self._errors.read().decode(errors="replace").strip().splitlines()
+            raise PortLost(f"the emulator did not start: {words[-1] if words else 'it said nothing'}")
+        return dict(json.loads(line))

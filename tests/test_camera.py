@@ -1,0 +1,313 @@
+"""Promises of the camera: newest frame, honest time, typed faults, no hanging."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import cv2
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from robot.camera import CameraConfig, OpenCvCamera, crop_box, deliver, delivered_projection, set_up
+from robot.clock import ManualClock, SystemClock
+from robot.mjpeg import CameraServer, FrameFeed
+from robot.types import CameraFault, Image, StaleFrame
+
+WIDTH, HEIGHT = 96, 80
+
+
+def picture(value: int) -> Image:
+    return np.full((HEIGHT, WIDTH, 3), value, dtype=np.uint8)
+
+
+def wait_until(condition: Callable[[], bool], timeout: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "condition did not come true in time"
+        time.sleep(0.002)
+
+
+class Projector:
+    """A camera server that shows grey values at a rate until told to pause."""
+
+    def __init__(self, period: float = 0.01, port: int = 0) -> None:
+        self.feed = FrameFeed()
+        self.server = CameraServer(self.feed, dict, port)
+        self.value = 100
+        self.shape = (HEIGHT, WIDTH, 3)
+        self.playing = True
+        self._period = period
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return self.server.url + "/cam.mjpg"
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.server.close()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._period):
+            if self.playing:
+                self.feed.publish(np.full(self.shape, self.value, dtype=np.uint8), 95)
+
+
+@pytest.fixture
+def projector() -> Iterator[Projector]:
+    projector = Projector()
+    yield projector
+    projector.close()
+
+
+def config(source: str | int, **changes: object) -> CameraConfig:
+    values = {"width": WIDTH, "height": HEIGHT, "size": (32, 32), "read_timeout": 0.3, "open_timeout": 3.0}
+    return CameraConfig.model_validate({"source": source, **values, **changes})
+
+
+class ScriptedCapture:
+    """A capture device that delivers what a test says, when it says so."""
+
+    def __init__(self, images: list[Image | None], refuses: set[int] | None = None) -> None:
+        self.images = images
+        self.released = False
+        self.properties: list[tuple[int, float]] = []
+        self._refuses = refuses or set()
+        self._values: dict[int, float] = {}
+
+    def grab(self) -> bool:
+        if not self.images:
+            time.sleep(0.005)
+            return False
+        return self.images[0] is not None
+
+    def retrieve(self) -> tuple[bool, Image]:
+        image = self.images.pop(0)
+        assert image is not None
+        return True, image
+
+    def set(self, propId: int, value: float) -> bool:  # noqa: N803
+        self.properties.append((propId, value))
+        if propId not in self._refuses:
+            self._values[propId] = value
+        return propId not in self._refuses
+
+    def get(self, propId: int) -> float:  # noqa: N803
+        return self._values.get(propId, 0.0)
+
+    def release(self) -> None:
+        self.released = True
+
+
+def test_frames_arrive_through_http_in_the_size_and_colour_that_was_asked(projector: Projector) -> None:
+    camera = OpenCvCamera(config(projector.url), SystemClock())
+    frame = camera.latest(1.0)
+    camera.close()
+    assert frame.image.shape == (32, 32, 3)
+    assert frame.image.dtype == np.uint8
+    assert frame.image.flags.c_contiguous
+    assert np.abs(frame.image.astype(int) - 100).max() <= 2
+
+
+def test_slow_reader_gets_the_newest_frame(projector: Projector) -> None:
+    clock = SystemClock()
+    camera = OpenCvCamera(config(projector.url), clock)
+    first = camera.latest(1.0)
+    time.sleep(0.6)  # a queue would now hold 60 old frames
+    projector.value = 200
+    changed = clock.now()
+    wait_until(lambda: camera.latest(1.0).image.mean() > 190)
+    delay = clock.now() - changed
+    second = camera.latest(1.0)
+    camera.close()
+    assert delay < 0.4
+    assert second.sequence > first.sequence + 10
+    assert clock.now() - second.time < 0.5
+
+
+def test_stalled_stream_is_stale_and_says_how_old(projector: Projector) -> None:
+    camera = OpenCvCamera(config(projector.url, read_timeout=5.0), SystemClock())
+    projector.playing = False
+    time.sleep(0.3)  # also the last frame on its way is 50 ms old then
+    with pytest.raises(StaleFrame, match=r"cam\.mjpg is \d+ ms old, allowed are 50 ms"):
+        camera.latest(0.05)
+    projector.playing = True
+    projector.value = 150
+    wait_until(lambda: camera.latest(5.0).image.mean() > 140)
+    camera.close()
+
+
+def test_lost_stream_is_reopened(projector: Projector) -> None:
+    port = projector.server.server_address[1]
+    camera = OpenCvCamera(config(projector.url), SystemClock())
+    before = camera.latest(1.0).sequence
+    projector.close()
+    wait_until(lambda: camera.statistics()["lost"] > 0)
+    with pytest.raises(StaleFrame):
+        camera.latest(1e-6)
+    again = Projector(port=port)
+    wait_until(lambda: camera.latest(60.0).sequence > before + 5)
+    camera.close()
+    again.close()
+
+
+def test_nobody_at_the_address_fails_at_once_with_the_reason() -> None:
+    start = time.monotonic()
+    with pytest.raises(CameraFault, match=r"no camera at http://127\.0\.0\.1:9/.*refused"):
+        OpenCvCamera(config("http://127.0.0.1:9/cam.mjpg"), SystemClock())
+    assert time.monotonic() - start < 1.0
+
+
+def test_page_that_is_no_video_is_a_camera_fault(projector: Projector) -> None:
+    with pytest.raises(CameraFault, match="no video stream"):
+        OpenCvCamera(config(projector.server.url + "/state"), SystemClock())
+
+
+def test_silent_stream_fails_within_the_open_timeout(projector: Projector) -> None:
+    projector.playing = False
+    start = time.monotonic()
+    with pytest.raises(CameraFault):
+        OpenCvCamera(config(projector.url, open_timeout=0.4), SystemClock())
+    assert time.monotonic() - start < 1.5
+
+
+@pytest.mark.parametrize("source", ["/dev/video-nobody", 97])
+def test_missing_device_names_the_path_and_where_to_look(source: str | int) -> None:
+    with pytest.raises(CameraFault, match=r"/dev/video.* does not exist.*by-id"):
+        OpenCvCamera(config(source), SystemClock())
+
+
+def test_wrong_image_size_is_a_fault_because_crop_and_calibration_would_be_wrong(
+    projector: Projector,
+) -> None:
+    projector.shape = (HEIGHT // 2, WIDTH, 3)
+    with pytest.raises(CameraFault, match="delivers 96x40 px, expected 96x80"):
+        OpenCvCamera(config(projector.url), SystemClock())
+
+
+def test_frame_time_is_that_of_its_capture_and_frames_are_the_callers_own() -> None:
+    clock = ManualClock(5.0)
+    capture = ScriptedCapture([picture(10)])
+    camera = OpenCvCamera(config("fake", read_timeout=0.01), clock, lambda _: capture)
+    frame = camera.latest(0.1)
+    frame.image[:] = 0
+    assert frame.time == 5.0
+    assert camera.latest(0.1).image.max() == 10
+    clock.time = 5.2
+    with pytest.raises(StaleFrame, match="200 ms old, allowed are 100 ms"):
+        camera.latest(0.1)
+    camera.close()
+    assert capture.released
+
+
+def test_known_delay_of_a_camera_dates_its_frames_back() -> None:
+    capture = ScriptedCapture([picture(10)])
+    camera = OpenCvCamera(config("fake", delay=0.04), ManualClock(5.0), lambda _: capture)
+    assert camera.latest(0.1).time == pytest.approx(4.96)
+    camera.close()
+
+
+def test_every_failed_grab_reopens_the_device() -> None:
+    captures = [ScriptedCapture([picture(value)]) for value in (10, 20, 30)]
+    opened: list[ScriptedCapture] = []
+
+    def opener(_: CameraConfig) -> ScriptedCapture:
+        opened.append(captures[min(len(opened), 2)])
+        return opened[-1]
+
+    camera = OpenCvCamera(config("fake"), ManualClock(), opener)
+    wait_until(lambda: camera.latest(1.0).image.max() == 30)
+    camera.close()
+    assert all(capture.released for capture in captures)
+    assert camera.latest(1.0).sequence == 2
+
+
+def test_error_inside_opencv_is_a_lost_frame_and_not_the_end() -> None:
+    class Broken(ScriptedCapture):
+        def retrieve(self) -> tuple[bool, Image]:
+            raise cv2.error("(-2:Unspecified error) corrupt data")
+
+    captures: list[ScriptedCapture] = [
+        ScriptedCapture([picture(10)]),
+        Broken([picture(20)]),
+        ScriptedCapture([picture(30)]),
+    ]
+    camera = OpenCvCamera(config("fake"), ManualClock(), lambda _: captures.pop(0))
+    wait_until(lambda: camera.latest(1.0).image.max() == 30)
+    camera.close()
+
+
+@pytest.mark.parametrize("source", ["http://127.0.0.1:port/cam.mjpg", f"http://{'a' * 70}.local/cam.mjpg"])
+def test_address_that_is_none_is_a_camera_fault(source: str) -> None:
+    with pytest.raises(CameraFault, match="no camera at http://"):
+        OpenCvCamera(config(source), SystemClock())
+
+
+def test_close_ends_the_thread_and_may_be_repeated(projector: Projector) -> None:
+    camera = OpenCvCamera(config(projector.url), SystemClock())
+    camera.close()
+    camera.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("camera ")]
+
+
+def test_device_is_set_to_mjpg_before_size_and_to_one_buffer() -> None:
+    capture = ScriptedCapture([])
+    set_up(capture, config("fake", controls={"exposure": 156}))
+    names = [name for name, _ in capture.properties]
+    assert names[0] == cv2.CAP_PROP_FOURCC
+    assert (cv2.CAP_PROP_BUFFERSIZE, 1) in capture.properties
+    assert (cv2.CAP_PROP_EXPOSURE, 156) in capture.properties
+
+
+def test_control_that_does_not_hold_is_a_fault() -> None:
+    capture = ScriptedCapture([], refuses={cv2.CAP_PROP_EXPOSURE})
+    with pytest.raises(CameraFault, match="does not take exposure=156: it stays at 0"):
+        set_up(capture, config("fake", controls={"exposure": 156}))
+    assert capture.released
+
+
+def test_crop_takes_the_named_part_of_the_image() -> None:
+    image = picture(0)
+    image[20:60, 48:72] = (1, 2, 3)  # BGR
+    cropped = config("fake", crop=(0.5, 0.25, 0.25, 0.5))
+    assert crop_box(cropped) == (48, 20, 24, 40)
+    assert (deliver(image, cropped) == (3, 2, 1)).all()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"crop": (0.5, 0.0, 0.75, 1.0)}, {"crop": (0.0, -0.1, 1.0, 1.0)}, {"crop": (0.0, 0.0, 0.0, 1.0)}],
+)
+def test_crop_beyond_the_image_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match="crop"):
+        config("fake", **wrong)
+
+
+def test_picture_for_people_is_the_whole_captured_image() -> None:
+    image = picture(0)
+    image[5, 7] = (1, 2, 3)  # BGR
+    camera = OpenCvCamera(config("fake"), ManualClock(), lambda _: ScriptedCapture([image]))
+    assert camera.picture().shape == (HEIGHT, WIDTH, 3)
+    assert camera.picture()[5, 7].tolist() == [3, 2, 1]
+    camera.close()
+
+
+def test_projection_follows_crop_and_size() -> None:
+    rows = ((100.0, 0.0, 48.0, 0.0), (0.0, 100.0, 40.0, 0.0), (0.0, 0.0, 1.0, 0.0))
+    matrix = delivered_projection(rows, config("fake", crop=(0.5, 0.25, 0.25, 0.5)))
+    u, v, w = matrix @ np.array([0.12, 0.05, 1.0, 1.0])  # captured at px (60, 45)
+    # 12.5 px from the crop's left edge (pixel centres are whole numbers), times 32 / 24.
+    assert (u / w, v / w) == pytest.approx((12.5 * 32 / 24 - 0.5, 25.5 * 32 / 40 - 0.5))
+
+
+def test_uncalibrated_camera_says_what_to_set() -> None:
+    camera = OpenCvCamera(config("fake"), ManualClock(), lambda _: ScriptedCapture([picture(1)]))
+    with pytest.raises(CameraFault, match=r"hw\.camera\.projection"):
+        _ = camera.projection
+    camera.close()
