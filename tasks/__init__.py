@@ -1,1 +1,16 @@
 """What counts as done: resets, observations, rewards and success."""
+
+from tasks.env import RobotEnv
+from tasks.task import Task, TaskConfig
+from tasks.valve import Valve, ValveConfig
+
+# The kinds of task by the word that a configuration names them with; settings are files in configs/tasks.
+TASKS: dict[str, type[Valve]] = {"valve": Valve}
+
+
+def make_task(config: ValveConfig) -> Task:
+    """The task that a configuration describes."""
+    return TASKS[config.kind](config)
+
+
+__all__ = ["TASKS", "RobotEnv", "Task", "TaskConfig", "Valve", "ValveConfig", "make_task"]

@@ -1,0 +1,205 @@
+"""The control step: a task on a rig as a gymnasium environment, the same for sim, emulated and real."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import numpy as np
+from gymnasium.error import ResetNeeded
+from gymnasium.utils import seeding
+
+from robot.clock import Ticker
+from robot.types import Applied, Fault, Image, InvalidCommand, JointState, Late, Snapshot
+from tasks.task import Action, Observation, Task
+
+if TYPE_CHECKING:
+    from robot.rig import Rig
+
+LATE_IN_A_ROW = 3  # one late step is a hiccup; three are a machine that cannot keep up
+ACTION_SLACK = 1e-6  # beyond +-1: float32 rounding of a tanh, not a mistake
+Info = dict[str, Any]
+
+
+@dataclass
+class _Episode:
+    """What lives from reset to the end of an episode."""
+
+    snapshot: Snapshot
+    last_action: Action
+    observation: Observation
+    step: int = 0
+    over: bool = False
+
+
+class RobotEnv(gymnasium.Env[dict[str, Any], Action]):
+    """One control step per `step`: command, absolute deadline, fresh reading, named reward terms.
+
+    The rig is the caller's: enter it before and close it after. A fault ends the episode: `truncated` is
+    True, `info["fault"]` names it, the robot is held, and observation and reward of that step are not
+    measurements. A reset that fails raises its fault, with the robot relaxed.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - gymnasium's declaration
+
+    def __init__(
+        self,
+        rig: Rig,
+        task: Task,
+        *,
+        images: bool = True,
+        seed: int | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        """Raises ValueError when task and robot differ in their joints or the camera is missing."""
+        if rig.robot.joints != task.action_size:
+            raise ValueError(
+                f"The task moves {task.action_size} joints, the robot has {rig.robot.joints}: "
+                "choose another --task or --hw."
+            )
+        if images and not rig.cameras:
+            raise ValueError("Images are asked for, but the rig was built without a camera.")
+        self.rig, self.task, self.images, self.render_mode = rig, task, images, render_mode
+        self.action_space = gymnasium.spaces.Box(-1, 1, (task.action_size,), np.float32)
+        self.observation_space = gymnasium.spaces.Dict(task.spaces(images=images))
+        self.metadata = {**self.metadata, "render_fps": round(1 / task.period)}
+        self.ticker = Ticker(rig.clock, task.period)
+        self._episode: _Episode | None = None
+        if seed is not None:
+            self._np_random, self._np_random_seed = seeding.np_random(seed)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, Info]:
+        """Draws an episode and moves the robot to its start; info has 'parameters' and the first reading.
+
+        Raises MotionFault, BusFault or CameraFault, with the robot relaxed.
+        """
+        if options:
+            raise ValueError(f"reset() takes no options, got {sorted(options)}.")
+        super().reset(seed=seed)
+        self._episode = None
+        rest = np.zeros(self.task.action_size, np.float32)
+        try:
+            self.task.reset(self.rig, self.np_random)
+            snapshot = self._read()
+            observation = self.task.observe(snapshot, rest)
+        except Fault:
+            self.rig.robot.relax()
+            raise
+        self._episode = _Episode(snapshot, rest, observation)
+        return observation, {"parameters": self.task.parameters, **self._facts(snapshot)}
+
+    def step(self, action: Action) -> tuple[Observation, float, bool, bool, Info]:
+        """Applies action (A,) in [-1, 1] for one period.
+
+        Raises ResetNeeded after the end of an episode and InvalidCommand for an action that is not finite,
+        not (A,) or not within [-1, 1]; nothing moves then.
+        """
+        episode = self._running()
+        action = self._checked(action)
+        try:
+            applied, overrun = self._act(action, episode)
+            snapshot = self._read()
+            observation = self.task.observe(snapshot, action)
+        except Fault as fault:
+            return self._broken_off(episode, fault)
+        episode.snapshot, episode.last_action, episode.observation = snapshot, action, observation
+        episode.step += 1
+        return self._outcome(episode, applied, overrun)
+
+    def render(self) -> Image | None:
+        """The scene as (H, W, 3) uint8: larger than the agent's image where the rig is simulated."""
+        return None if self.render_mode is None else self.rig.picture()
+
+    def close(self) -> None:
+        """Relaxes the robot; the rig stays open."""
+        self._episode = None
+        self.rig.robot.relax()
+
+    def _running(self) -> _Episode:
+        if self._episode is None or self._episode.over:
+            raise ResetNeeded("The episode is over or none has begun: call reset() before step().")
+        return self._episode
+
+    def _checked(self, action: Action) -> Action:
+        action = np.asarray(action, np.float32)
+        if action.shape != (self.task.action_size,):
+            raise InvalidCommand(f"An action has shape ({self.task.action_size},), got {action.shape}.")
+        if not (np.abs(action) <= 1 + ACTION_SLACK).all():  # NaN compares false
+            raise InvalidCommand(f"Every action must be finite and within [-1, 1], got {action.tolist()}.")
+        return action.clip(-1, 1)
+
+    def _act(self, action: Action, episode: _Episode) -> tuple[Applied, float]:
+        if episode.step == 0:  # what the agent did between reset and its first action is not a late step
+            self.ticker.start()
+        target = self.task.target(action, episode.snapshot.joints)
+        applied = self.rig.robot.command(target, self.task.period)
+        overrun = self.ticker.wait()
+        if self.ticker.late_in_a_row >= LATE_IN_A_ROW:
+            raise Late(
+                f"{LATE_IN_A_ROW} control steps in a row missed their deadline, the last by "
+                f"{overrun * 1e3:.0f} ms of {self.task.period * 1e3:.0f} ms. Free the CPU."
+            )
+        return applied, overrun
+
+    def _read(self) -> Snapshot:
+        if self.images:  # a frame of before the last command shows nothing of what it did
+            return self.rig.snapshot(min(self.task.period, self.rig.config.camera.max_age))
+        return self.rig.snapshot_without_images()
+
+    def _outcome(
+        self, episode: _Episode, applied: Applied, overrun: float
+    ) -> tuple[Observation, float, bool, bool, Info]:
+        snapshot = episode.snapshot
+        terms = self.task.reward(snapshot, applied)
+        terminated = self.task.failed(snapshot)
+        truncated = not terminated and episode.step >= self.task.horizon
+        episode.over = terminated or truncated
+        info = {"terms": terms, **self._facts(snapshot)}
+        info["telemetry"].update(
+            requested=applied.requested, applied=applied.target, reasons=applied.reasons, overrun=overrun
+        )
+        return episode.observation, float(sum(terms.values())), terminated, truncated, info
+
+    def _facts(self, snapshot: Snapshot) -> Info:
+        return {
+            "success": self.task.success(snapshot),
+            "measures": self.task.measures(snapshot),
+            "telemetry": telemetry(snapshot),
+        }
+
+    def _broken_off(self, episode: _Episode, fault: Fault) -> tuple[Observation, float, bool, bool, Info]:
+        episode.over = True
+        # The bus may be what failed: then the servos' own watchdog holds the robot.
+        with contextlib.suppress(Fault):
+            self.rig.robot.hold()
+        info: Info = {"fault": fault.name, "fault_message": str(fault)}
+        copies = {key: value.copy() for key, value in episode.observation.items()}
+        return copies, 0.0, False, True, info
+
+
+def telemetry(snapshot: Snapshot) -> Info:
+    """One reading as plain arrays for the log; with a camera also when its frame was taken.
+
+    frame_age is in s before the reading, 0 for a frame that came just after it.
+    """
+    joints, thing = snapshot.joints, snapshot.object
+    entry = {"time": snapshot.time, **_group("joint", joints), **_group("object", thing)}
+    for frame in snapshot.frames.values():
+        entry.update(
+            frame_time=frame.time,
+            frame_sequence=frame.sequence,
+            frame_age=max(0.0, snapshot.time - frame.time),
+        )
+    return entry
+
+
+def _group(name: str, state: JointState) -> Info:
+    return {
+        f"{name}_position": state.position,
+        f"{name}_velocity": state.velocity,
+        f"{name}_current": state.current,
+    }

@@ -1,0 +1,43 @@
+"""Reward terms as pure functions of angles and poses: named, so that a log can say why."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from robot.types import Floats
+
+# ROBEL's turn task (dclaw/turn.py): bonus radii and the speed above which a joint is penalised.
+NEAR = 0.25  # rad
+AT_GOAL = 0.10  # rad
+FAST_JOINT = 0.5  # rad/s
+
+
+def wrap_angle(angle: float) -> float:
+    """The same direction in (-pi, pi], so that an error never jumps by a turn at the goal's far side.
+
+    `math.remainder` is exact (no rounding of the quotient), unlike the usual modulo by 2 pi.
+    """
+    wrapped = math.remainder(angle, 2 * math.pi)
+    return math.pi if wrapped == -math.pi else wrapped
+
+
+def distance(error: float) -> dict[str, float]:
+    """The closer the better: -|error|, error in rad."""
+    return {"distance": -abs(error)}
+
+
+def robel_turn(error: float, position: Floats, velocity: Floats, home: Floats) -> dict[str, float]:
+    """ROBEL's turn reward, term by term, for comparison with its published numbers.
+
+    error: rad. position, home: (J,) rad. velocity: (J,) rad/s.
+    """
+    fast = velocity[np.abs(velocity) >= FAST_JOINT]
+    return {
+        "distance": -5.0 * abs(error),
+        "pose": -float(np.linalg.norm(position - home)),
+        "speed": -float(np.linalg.norm(fast)),
+        "near": 10.0 * (abs(error) < NEAR),
+        "at_goal": 50.0 * (abs(error) < AT_GOAL),
+    }

@@ -1,0 +1,94 @@
+"""What a task is: a reset, an observation, an action's meaning, a reward and a success."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box
+from numpy.typing import NDArray
+from pydantic import Field
+
+from robot.types import Applied, Config, Floats, JointState, Snapshot
+
+if TYPE_CHECKING:
+    from robot.rig import Rig
+
+Action = NDArray[np.float32]
+Observation = dict[str, NDArray[Any]]
+
+
+class TaskConfig(Config):
+    """What every task has: an episode's length and the control period."""
+
+    horizon: int = Field(50, ge=1)  # steps; the time limit truncates, the value bootstraps
+    period: float = Field(0.1, gt=0)  # s
+    image_size: tuple[int, int] = (64, 64)  # height, width of the camera's delivered image
+
+
+class Task(ABC):
+    """The meaning of an episode; RobotEnv does the sequencing. Only `reset` moves anything."""
+
+    def __init__(self, config: TaskConfig) -> None:
+        self.horizon = config.horizon
+        self.period = config.period
+        self.image_size = config.image_size
+
+    @property
+    @abstractmethod
+    def action_size(self) -> int:
+        """A, the length of an action."""
+
+    @property
+    @abstractmethod
+    def state_size(self) -> int:
+        """N, the length of the state observation."""
+
+    @property
+    @abstractmethod
+    def parameters(self) -> dict[str, float]:
+        """This episode's draw, as measured: enough to compute its rewards again from the log."""
+
+    @abstractmethod
+    def restore(self, parameters: Mapping[str, float]) -> None:
+        """Takes over a logged episode's `parameters`. Raises KeyError when one is missing."""
+
+    @abstractmethod
+    def reset(self, rig: Rig, rng: np.random.Generator) -> None:
+        """Draws an episode and moves the robot to its start. Raises MotionFault, BusFault."""
+
+    @abstractmethod
+    def target(self, action: Action, state: JointState) -> Floats:
+        """(J,) rad: what action (A,) in [-1, 1] asks of the joints."""
+
+    @abstractmethod
+    def observe(self, snapshot: Snapshot, last_action: Action) -> Observation:
+        """New arrays for the agent: 'state' (N,) float32, and 'image' (H, W, 3) uint8 if a frame is there."""
+
+    @abstractmethod
+    def reward(self, snapshot: Snapshot, applied: Applied) -> dict[str, float]:
+        """Named terms; their sum is the reward."""
+
+    @abstractmethod
+    def success(self, snapshot: Snapshot) -> bool:
+        """True while the goal is reached."""
+
+    @abstractmethod
+    def measures(self, snapshot: Snapshot) -> dict[str, float]:
+        """Physical quantities that a report shows beside the reward."""
+
+    def failed(self, snapshot: Snapshot) -> bool:
+        """True when the episode cannot go on; this is termination, not truncation."""
+        return False
+
+    def spaces(self, *, images: bool) -> dict[str, gymnasium.Space[Any]]:
+        """The spaces of what `observe` returns, with or without the camera image."""
+        spaces: dict[str, gymnasium.Space[Any]] = {
+            "state": Box(-np.inf, np.inf, (self.state_size,), np.float32)
+        }
+        if images:
+            spaces["image"] = Box(0, 255, (*self.image_size, 3), np.uint8)
+        return spaces

@@ -1,0 +1,400 @@
+"""What every task promises on every rig, checked in simulation through the real driver."""
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.error import ResetNeeded
+from gymnasium.utils.env_checker import check_env
+
+from robot import registers as reg
+from robot.rig import Rig, RigConfig, build
+from robot.sim import SimPlant
+from robot.types import BusFault, CameraFault, InvalidCommand, StaleFrame
+from tasks import RobotEnv, ValveConfig, make_task
+from tasks.valve import AngleChoices, AngleRange, FixedAngle
+
+RIGHT = math.pi / 2
+TASKS = {
+    "valve_fixed": ValveConfig(goal=FixedAngle(angle=0.0)),
+    "valve_three": ValveConfig(goal=AngleChoices(angles=(-RIGHT, 0.0, RIGHT))),
+    "valve_random": ValveConfig(goal=AngleRange(low=-RIGHT, high=RIGHT)),
+    "robel_turn": ValveConfig(goal=FixedAngle(angle=math.pi), reward="robel_turn", horizon=40, cue="vector"),
+}
+SHORT = TASKS["valve_random"].model_copy(update={"horizon": 4})
+REST = np.zeros(9, np.float32)
+
+
+def sim(**changes: Any) -> Rig:
+    return build(RigConfig(kind="sim", name="sim", **changes))
+
+
+def make(rig: Rig, config: ValveConfig = SHORT, **options: Any) -> RobotEnv:
+    return RobotEnv(rig, make_task(config), **options)
+
+
+def plant_of(rig: Rig) -> SimPlant:
+    assert isinstance(rig.clock, SimPlant)
+    return rig.clock
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    with sim() as rig:
+        yield rig
+
+
+def goals(rig: Rig) -> list[int]:
+    return [servo.value(reg.GOAL_POSITION) for servo in plant_of(rig).servos.values()]
+
+
+def torques(rig: Rig) -> set[bool]:
+    return {servo.torque for servo in plant_of(rig).servos.values()}
+
+
+def actions(count: int, seed: int = 0) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
+    return list(np.random.default_rng(seed).uniform(-1, 1, (count, 9)).astype(np.float32))
+
+
+# --- the contract, for every task ---
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.filterwarnings("error::UserWarning", "ignore:.*infinity.*:UserWarning")
+def test_gymnasium_accepts_the_environment(name: str) -> None:
+    rigs: list[Rig] = []
+
+    def entry(**options: Any) -> RobotEnv:
+        rigs.append(sim().__enter__())
+        return make(rigs[-1], TASKS[name], **options)
+
+    # Resets are motions: a second one ends in the same place, not in the same bits.
+    gymnasium.register("valve-v0", entry, nondeterministic=True)
+    try:
+        check_env(gymnasium.make("valve-v0", disable_env_checker=True).unwrapped)
+    finally:
+        del gymnasium.registry["valve-v0"]
+        for rig in rigs:
+            rig.close()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_observations_lie_in_their_space_and_rewards_are_the_sum_of_their_terms(rig: Rig, name: str) -> None:
+    env = make(rig, TASKS[name])
+    observation, info = env.reset(seed=1)
+    assert observation in env.observation_space
+    assert set(info["parameters"]) == {"goal", "start"}
+    for action in actions(5):
+        observation, reward, terminated, truncated, info = env.step(action)
+        assert observation in env.observation_space
+        assert np.isfinite(observation["state"]).all()
+        assert reward == pytest.approx(sum(info["terms"].values()))
+        assert not terminated
+        assert not truncated
+        assert isinstance(info["success"], bool)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_one_seed_gives_the_same_bits_in_two_worlds(name: str) -> None:
+    def episode(seed: int) -> list[Any]:
+        with sim() as rig:
+            env = make(rig, TASKS[name])
+            seen: list[Any] = [env.reset(seed=seed)[0]]
+            seen += [env.step(action)[:2] for action in actions(4)]
+            seen.append(env.reset()[0])
+            return seen
+
+    first, second, other = episode(3), episode(3), episode(4)
+    assert gymnasium.utils.env_checker.data_equivalence(first, second, exact=True)
+    assert not gymnasium.utils.env_checker.data_equivalence(first, other)
+
+
+def test_constructor_seed_fixes_the_first_draw() -> None:
+    starts = []
+    for _ in range(2):
+        with sim() as rig:
+            starts.append(make(rig, seed=11, images=False).reset()[1]["parameters"])
+    assert starts[0] == starts[1]
+
+
+def test_starts_and_goals_differ_between_episodes(rig: Rig) -> None:
+    env = make(rig, images=False)
+    drawn = [env.reset(seed=7 if first else None)[1]["parameters"] for first in (True, False, False)]
+    assert len({p["start"] for p in drawn}) == len({p["goal"] for p in drawn}) == 3
+
+
+# --- episodes ---
+
+
+def test_time_limit_truncates_and_never_terminates(rig: Rig) -> None:
+    env = make(rig)
+    env.reset(seed=0)
+    ends = [env.step(action)[2:4] for action in actions(SHORT.horizon)]
+    assert ends == [(False, False)] * (SHORT.horizon - 1) + [(False, True)]
+
+
+def test_stepping_before_a_reset_or_after_the_end_moves_nothing(rig: Rig) -> None:
+    env = make(rig, images=False)
+    with pytest.raises(ResetNeeded):
+        env.step(REST)
+    env.reset(seed=0)
+    for action in actions(SHORT.horizon):
+        env.step(action)
+    before, time = goals(rig), rig.clock.now()
+    with pytest.raises(ResetNeeded):
+        env.step(REST)
+    assert (goals(rig), rig.clock.now()) == (before, time)
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        np.full(9, np.nan),
+        np.array([np.inf] * 9),
+        np.full(9, 1.01),
+        np.full(9, -1.001),
+        np.zeros(8),
+        np.zeros((1, 9)),
+    ],
+)
+def test_invalid_action_is_refused_before_anything_moves(rig: Rig, action: Any) -> None:
+    env = make(rig, images=False)
+    env.reset(seed=0)
+    before, time = goals(rig), rig.clock.now()
+    with pytest.raises(InvalidCommand):
+        env.step(action)
+    assert (goals(rig), rig.clock.now()) == (before, time)
+    assert not env.step(REST)[3]  # the episode goes on
+
+
+def test_rounding_beyond_one_is_clipped(rig: Rig) -> None:
+    env = make(rig, images=False)
+    env.reset(seed=0)
+    observation = env.step(np.full(9, 1 + 5e-7, np.float32))[0]
+    np.testing.assert_array_equal(observation["state"][23:], np.ones(9, np.float32))
+
+
+def test_last_action_is_zero_at_reset_and_then_what_was_done(rig: Rig) -> None:
+    env = make(rig, images=False)
+    observation, _ = env.reset(seed=0)
+    assert not observation["state"][23:].any()
+    for action in actions(3):
+        np.testing.assert_array_equal(env.step(action)[0]["state"][23:], action)
+
+
+def test_control_steps_are_exactly_one_period_apart(rig: Rig) -> None:
+    env = make(rig)
+    _, info = env.reset(seed=0)
+    times = [info["telemetry"]["time"]] + [env.step(a)[4]["telemetry"]["time"] for a in actions(4)]
+    np.testing.assert_allclose(np.diff(times), SHORT.period, atol=1e-9)
+
+
+def test_telemetry_shows_what_was_measured_wished_and_sent(rig: Rig) -> None:
+    env = make(rig)
+    env.reset(seed=0)
+    action = np.ones(9, np.float32)
+    observation, _, _, _, info = env.step(action)
+    logged = info["telemetry"]
+    np.testing.assert_allclose(logged["joint_position"], observation["state"][:9], rtol=1e-6)
+    np.testing.assert_allclose(logged["requested"], np.tile([0.48, math.pi / 3, math.pi / 2], 3))
+    assert np.abs(logged["applied"] - logged["requested"]).max() > 0.5  # the velocity limit
+    assert logged["reasons"]
+    assert 0 <= logged["frame_age"] <= SHORT.period
+    assert logged["overrun"] == 0.0
+    assert logged["object_position"].shape == (1,)
+
+
+def test_no_joint_is_sent_further_than_the_velocity_limit_allows(rig: Rig) -> None:
+    env = make(rig, TASKS["valve_random"], images=False)
+    _, info = env.reset(seed=0)
+    before = info["telemetry"]["joint_position"]
+    for action in np.sign(actions(20, seed=5)).astype(np.float32):
+        info = env.step(action)[4]
+        sent = info["telemetry"]["applied"]
+        assert np.abs(sent - before).max() <= 2 * math.pi / 3 * 0.1 + 1e-9
+        before = info["telemetry"]["joint_position"]
+
+
+# --- images ---
+
+
+def test_image_shows_the_goal_and_without_images_no_camera_is_needed() -> None:
+    with build(RigConfig(kind="sim", name="sim"), cameras=False) as blind:
+        assert set(make(blind, images=False).reset(seed=0)[0]) == {"state"}
+        with pytest.raises(ValueError, match="without a camera"):
+            make(blind, images=True)
+    with sim() as rig:
+        image = make(rig).reset(seed=0)[0]["image"].astype(int)
+        green = (image[..., 1] > image[..., 0] + 100) & (image[..., 1] > image[..., 2] + 80)
+        assert 12 <= green.sum() <= 24
+
+
+def test_render_gives_a_larger_picture_and_only_when_asked(rig: Rig) -> None:
+    assert make(rig).render() is None
+    env = make(rig, render_mode="rgb_array")
+    env.reset(seed=0)
+    picture = env.render()
+    assert picture is not None
+    assert picture.dtype == np.uint8
+    assert picture.shape[0] >= 256
+    assert picture.shape[2] == 3
+
+
+# --- faults ---
+
+
+def test_silent_servo_ends_the_episode_without_becoming_a_number(rig: Rig) -> None:
+    env = make(rig)
+    env.reset(seed=0)
+    before = env.step(REST)[0]
+    plant_of(rig).servos[21].powered = False
+    observation, reward, terminated, truncated, info = env.step(REST)
+    assert (reward, terminated, truncated) == (0.0, False, True)
+    assert info["fault"] == "servo-silent"
+    assert "21" in info["fault_message"]
+    assert "telemetry" not in info
+    assert gymnasium.utils.env_checker.data_equivalence(observation, before, exact=True)
+    with pytest.raises(ResetNeeded):
+        env.step(REST)
+
+
+def test_overloaded_servo_ends_the_episode_by_name(rig: Rig) -> None:
+    env = make(rig, images=False)
+    env.reset(seed=0)
+    plant_of(rig).servos[12].raise_hardware_error(0x20)
+    plant_of(rig).refresh()
+    info = env.step(REST)[4]
+    assert info["fault"] == "servo-alert"
+    assert "overload" in info["fault_message"]
+
+
+@pytest.mark.parametrize(
+    ("thinking", "fault"),
+    [
+        (0.0, "servo-silent"),  # seen while it boots
+        (0.25, "torque-lost"),  # seen when it answers again, limp and without its settings
+    ],
+)
+def test_rebooted_servo_ends_the_episode_by_name_and_the_next_one_sets_it_anew(
+    rig: Rig, thinking: float, fault: str
+) -> None:
+    env = make(rig, images=False)
+    env.reset(seed=0)
+    before = env.step(REST)[0]
+    plant_of(rig).reboot(22)
+    rig.clock.sleep_until(rig.clock.now() + thinking)
+    observation, reward, _, truncated, info = env.step(REST)
+    assert (info["fault"], reward, truncated) == (fault, 0.0, True)
+    assert "servo 22 (finger 2, distal)" in info["fault_message"]
+    np.testing.assert_array_equal(observation["state"], before["state"])
+    rig.clock.sleep_until(rig.clock.now() + 0.25)
+    env.reset()
+    assert plant_of(rig).read(reg.BUS_WATCHDOG, 22) > 0
+    assert "fault" not in env.step(REST)[4]
+
+
+@pytest.mark.parametrize("how", ["dead", "overloaded"])
+def test_resets_fail_by_name_until_the_servo_is_well_again(rig: Rig, how: str) -> None:
+    env, plant = make(rig, images=False), plant_of(rig)
+    env.reset(seed=0)
+    if how == "dead":
+        plant.power(12, False)
+    else:
+        plant.servos[12].raise_hardware_error(0x20)
+        plant.refresh()
+    assert env.step(REST)[4]["fault"] == {"dead": "servo-silent", "overloaded": "servo-alert"}[how]
+    for _ in range(2):
+        with pytest.raises(BusFault, match=r"servo 12 \(finger 1, distal\)"):
+            env.reset()
+    plant.power(12, True)  # after a look at what blocked it
+    rig.clock.sleep_until(rig.clock.now() + 0.25)
+    env.reset()
+    assert "fault" not in env.step(REST)[4]
+
+
+def test_reset_on_a_dead_bus_raises_and_leaves_the_robot_without_torque(rig: Rig) -> None:
+    env = make(rig, images=False)
+    env.reset(seed=0)
+    plant_of(rig).servos[30].powered = False
+    with pytest.raises(BusFault, match="30"):
+        env.reset()
+    assert not any(s.torque for s in plant_of(rig).servos.values() if s.powered)
+    with pytest.raises(ResetNeeded):
+        env.step(REST)
+
+
+@pytest.mark.parametrize(("delay", "max_age"), [(0.2, 0.5), (0.05, 0.03)])
+def test_stale_frame_fails_the_reset(delay: float, max_age: float) -> None:
+    """Older than a control period, or than the camera's own limit."""
+    with sim(sim={"frame_delay": delay}, camera={"max_age": max_age}) as rig, pytest.raises(StaleFrame):
+        make(rig).reset(seed=0)
+
+
+def test_image_of_the_wrong_size_fails_the_reset_and_leaves_the_robot_without_torque() -> None:
+    with sim(camera={"size": (48, 48)}) as rig:
+        with pytest.raises(CameraFault, match=r"\(48, 48, 3\)"):
+            make(rig, SHORT.model_copy(update={"cue": "none"})).reset(seed=0)
+        assert torques(rig) == {False}
+
+
+def test_three_late_steps_in_a_row_are_a_fault_two_are_not(rig: Rig) -> None:
+    env = make(rig, TASKS["valve_random"], images=False)
+    env.reset(seed=0)
+    late = [True, True, False, True, True, True]
+    infos = [env.step(REST)[4]]
+    for thinking in late:
+        rig.clock.sleep_until(rig.clock.now() + (0.125 if thinking else 0.0))
+        infos.append(env.step(REST)[4])
+    assert [info.get("fault") for info in infos] == [None] * 6 + ["late"]
+    overruns = [info["telemetry"]["overrun"] for info in infos[:-1]]
+    assert overruns == pytest.approx([0, 0.025, 0.025, 0, 0.025, 0.025], abs=1e-6)
+
+
+def test_thinking_before_the_first_action_is_not_late(rig: Rig) -> None:
+    env = make(rig, images=False)
+    env.reset(seed=0)
+    rig.clock.sleep_until(rig.clock.now() + 0.2)
+    assert env.step(REST)[4]["telemetry"]["overrun"] == 0.0
+
+
+def test_close_takes_the_torque_off_and_may_be_repeated(rig: Rig) -> None:
+    env = make(rig, images=False)
+    env.reset(seed=0)
+    assert torques(rig) == {True, False}  # the valve's servo is free in an episode
+    for _ in range(2):
+        env.close()
+        assert torques(rig) == {False}
+
+
+def test_task_for_another_robot_is_refused(rig: Rig) -> None:
+    config = SHORT.model_copy(update={"action_range": (0.4, 0.4)})
+    with pytest.raises(ValueError, match="6 joints, the robot has 9"):
+        make(rig, config, images=False)
+
+
+def test_successive_observations_share_no_memory(rig: Rig) -> None:
+    env = make(rig)
+    seen = [env.reset(seed=0)[0]] + [env.step(a)[0] for a in actions(3)]
+    for one, two in itertools.combinations(seen, 2):
+        assert not any(np.shares_memory(one[key], two[key]) for key in one)
+
+
+# --- against published numbers ---
+
+
+def test_holding_still_scores_what_robels_own_environment_gives(rig: Rig) -> None:
+    robel = TASKS["robel_turn"].model_copy(update={"start": FixedAngle(angle=0.0)})
+    env = make(rig, robel, images=False)
+    env.reset(seed=0)
+    home = np.tile([0, -1, 2 / 3], 3).astype(np.float32)
+    rewards = [env.step(home)[1] for _ in range(40)]
+    assert sum(rewards) == pytest.approx(-631, abs=2)  # DClawTurnFixed-v0, reset pose held, nominal model
+
+
+def test_unknown_reset_options_are_refused(rig: Rig) -> None:
+    with pytest.raises(ValueError, match="angel"):
+        make(rig, images=False).reset(options={"angel": 1.0})

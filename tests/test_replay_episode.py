@@ -1,0 +1,119 @@
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from robot.rig import Rig, RigConfig, build
+from tasks import RobotEnv, Valve, ValveConfig
+from tasks.replay import Difference, replay, rescore
+from tasks.valve import AngleRange
+
+CONFIG = ValveConfig(goal=AngleRange(low=-math.pi / 2, high=math.pi / 2), horizon=30)
+COLUMNS = ("time", "requested", "applied", "joint_position", "joint_velocity", "joint_current")
+OBJECT_COLUMNS = ("object_position", "object_velocity", "object_current")
+
+
+@dataclass
+class Recorded:
+    """An episode as plain arrays, as a log gives it back."""
+
+    parameters: dict[str, float]
+    start: NDArray[np.float64]
+    steps: dict[str, NDArray[Any]]
+    terms: dict[str, NDArray[np.float64]]
+
+
+@pytest.fixture(scope="module")
+def rig() -> Iterator[Rig]:
+    with build(RigConfig(kind="sim", name="sim"), cameras=False) as rig:
+        yield rig
+
+
+def record(rig: Rig, config: ValveConfig, seed: int = 0) -> Recorded:
+    env = RobotEnv(rig, Valve(config), images=False, seed=seed)
+    _, info = env.reset()
+    start, parameters, rng = (
+        info["telemetry"]["joint_position"],
+        info["parameters"],
+        np.random.default_rng(seed),
+    )
+    infos = [env.step(rng.uniform(-1, 1, 9).astype(np.float32))[4] for _ in range(config.horizon)]
+    steps = {n: np.array([i["telemetry"][n] for i in infos]) for n in COLUMNS + OBJECT_COLUMNS}
+    terms = {n: np.array([i["terms"][n] for i in infos]) for n in infos[0]["terms"]}
+    return Recorded(parameters, start, steps, terms)
+
+
+@pytest.fixture(scope="module")
+def recorded(rig: Rig) -> Recorded:
+    return record(rig, CONFIG)
+
+
+def test_difference_is_rms_and_maximum_per_joint() -> None:
+    difference = Difference.between(np.array([[0.0, 1.0], [0.0, -3.0]]), np.zeros((2, 2)))
+    np.testing.assert_allclose(difference.rms, [0.0, math.sqrt(5)])
+    np.testing.assert_allclose(difference.max, [0.0, 3.0])
+
+
+def test_replay_repeats_the_motion_within_a_few_ticks(rig: Rig, recorded: Recorded) -> None:
+    again = replay(
+        rig,
+        recorded.steps["applied"],
+        CONFIG.period,
+        CONFIG.reset,
+        start=recorded.start,
+        object_start=recorded.parameters["start"],
+    )
+    assert again.late == 0
+    assert again.position.shape == recorded.steps["joint_position"].shape
+    assert again.against(recorded.steps["joint_position"]).rms.max() < 0.05
+    assert again.object_against(recorded.steps["object_position"][:, 0])[:5].max() < 0.06
+    assert 0 < again.tracking.rms.max() <= again.tracking.max.max() < 0.5
+
+
+@pytest.mark.parametrize(
+    ("targets", "start", "words"),
+    [
+        (np.zeros((5, 8)), np.zeros(8), "9 joints"),
+        (np.zeros(9), np.zeros(9), "9 joints"),
+        (np.zeros((0, 9)), np.zeros(9), "9 joints"),
+        (np.full((5, 9), np.nan), np.zeros(9), "not all finite"),
+    ],
+)
+def test_arrays_of_another_robot_are_refused_before_anything_moves(
+    rig: Rig, targets: NDArray[np.float64], start: NDArray[np.float64], words: str
+) -> None:
+    began = rig.clock.now()
+    with pytest.raises(ValueError, match=words):
+        replay(rig, targets, 0.1, CONFIG.reset, start=start, object_start=0.0)
+    assert rig.clock.now() == began
+
+
+@pytest.mark.parametrize("reward", ["distance", "robel_turn"])
+def test_rescoring_a_log_gives_exactly_the_logged_rewards(rig: Rig, reward: str) -> None:
+    config = CONFIG.model_copy(update={"reward": reward, "horizon": 8})
+    episode = record(rig, config, seed=2)
+    scored = rescore(Valve(config), episode.parameters, episode.steps, episode.terms)
+    assert scored.difference == 0.0
+    assert scored.reward.shape == scored.success.shape == (8,)
+
+
+def test_rescoring_finds_a_forged_reward(recorded: Recorded) -> None:
+    forged = {"distance": recorded.terms["distance"] + np.eye(30)[7]}
+    scored = rescore(Valve(CONFIG), recorded.parameters, recorded.steps, forged)
+    assert scored.difference == pytest.approx(1.0)
+
+
+def test_rescoring_with_another_reward_says_so(recorded: Recorded) -> None:
+    task = Valve(CONFIG.model_copy(update={"reward": "robel_turn"}))
+    with pytest.raises(ValueError, match="attached to the episode"):
+        rescore(task, recorded.parameters, recorded.steps, recorded.terms)
+
+
+def test_rescoring_an_empty_episode_finds_nothing_wrong() -> None:
+    empty = {name: np.zeros((0, 9)) for name in COLUMNS + OBJECT_COLUMNS}
+    scored = rescore(Valve(CONFIG), {"goal": 0.0, "start": 0.0}, empty, {"distance": np.zeros(0)})
+    assert scored.difference == 0.0
