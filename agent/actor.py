@@ -1,0 +1,120 @@
+"""The actor: episodes on the rig, each one logged, weights changing only between them.
+
+It knows the rig only as a gymnasium environment; what counts as a fault of it, the caller says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from agent.episodes import EpisodeSummary, EpisodeWriter
+from agent.policy import Policy
+
+EVALUATION_SEEDS = 1_000_000  # evaluation episodes are numbered from here, apart from the training ones
+
+
+class TooManyFaultsError(RuntimeError):
+    """The rig failed in several episodes in a row: it needs a person."""
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass
+class Actor:
+    """Runs episodes with a policy and writes each of them to disk while it happens."""
+
+    env: gymnasium.Env[dict[str, Any], np.ndarray]
+    header: Mapping[str, Any]  # what every episode's log says of its run
+    faults: tuple[type[Exception], ...]
+    seed: int
+    max_faults_in_a_row: int = 3
+    rest: Callable[[], None] = _nothing  # torque off: while there is nothing to do, and on every error
+    timing: Callable[[], Mapping[str, float]] = dict  # how well the control step kept its deadlines
+    faults_in_a_row: int = field(default=0, init=False)
+    failed_resets: int = field(default=0, init=False)  # these leave no file: nothing was measured
+
+    def episode(
+        self,
+        policy: Policy,
+        folder: Path,
+        index: int,
+        *,
+        explore: bool,
+        closed: Callable[[EpisodeSummary], None],
+        watch: Callable[[], None] | None = None,
+    ) -> str | None:
+        """One episode, logged as folder/INDEX.mcap; returns what failed on the rig, None for a whole one.
+
+        `closed` is called with the summary of every file that was closed, whatever ended it; `watch` before
+        each step, for pictures. The goal and start of episode `index` depend on the run's seed and on nothing
+        else. Raises TooManyFaultsError after `max_faults_in_a_row` faulted episodes, and whatever the policy
+        or the disk raises, after the robot is relaxed and the log is closed.
+        """
+        seed = int(np.random.SeedSequence([self.seed, index]).generate_state(1)[0])
+        with self._relaxed_on_error():
+            try:
+                observation, info = self.env.reset(seed=seed)
+            except self.faults as fault:
+                self.failed_resets += 1
+                return self._count(str(fault))
+            header = {**self.header, "index": index, "seed": seed, "explore": explore}
+            writer = EpisodeWriter(folder / f"{index:06d}.mcap", header)
+            try:
+                with writer, self._relaxed_on_error():  # the robot first, the log after
+                    writer.begin(observation, info["telemetry"], info["parameters"])
+                    self._steps(policy, observation, writer, explore, watch)
+            finally:
+                if writer.path.exists():  # not when it holds no observation, nor when the disk refused it
+                    closed(writer.summary)
+            return self._count(writer.summary.fault_message if writer.summary.fault else None)
+
+    def warm_up(self, policy: Policy) -> None:
+        """Lets the policy act once: a first call can take longer than the servos' watchdog allows."""
+        policy.act(policy.initial(), self.env.observation_space.sample(), explore=True)
+
+    def _steps(
+        self,
+        policy: Policy,
+        observation: Any,
+        writer: EpisodeWriter,
+        explore: bool,
+        watch: Callable[[], None] | None,
+    ) -> None:
+        carry, done = policy.initial(), False
+        while not done:
+            if watch is not None:
+                watch()
+            carry, action = policy.act(carry, observation, explore=explore)
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            if "fault" in info:  # this step was never measured: the episode ends with the one before
+                writer.fault(info["fault"], info["fault_message"])
+                return
+            writer.step(observation, action, float(reward), info)
+            done = terminated or truncated
+        writer.done(terminated=terminated, truncated=truncated)
+
+    @contextmanager
+    def _relaxed_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.rest()
+            raise
+
+    def _count(self, fault: str | None) -> str | None:
+        self.faults_in_a_row = 0 if fault is None else self.faults_in_a_row + 1
+        if self.faults_in_a_row >= self.max_faults_in_a_row:
+            raise TooManyFaultsError(
+                f"{self.faults_in_a_row} episodes in a row failed, the last with: {fault} "
+                "`run_robot.py check` shows the state of the rig."
+            )
+        return fault

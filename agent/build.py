@@ -1,0 +1,123 @@
+"""The one place that turns an agent's configuration into the agent that learns and the policy that acts."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from agent.config import SacStateConfig, SlacConfig
+from agent.policy import Policy, SlacPolicy, StatePolicy
+from agent.replay import Batch
+from agent.sac import SacStateAgent
+from agent.slac import SlacAgent
+
+T = TypeVar("T")
+
+
+class Agent(Protocol):
+    """Learns from batches of windows."""
+
+    observations: tuple[str, ...]  # the keys it learns from: "image", "state"
+    window: int  # steps per window
+
+    @property
+    def batch_size(self) -> int:
+        """Windows per update."""
+        ...
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        """One gradient step of everything; returns losses and diagnostics."""
+        ...
+
+    def pretrain(self, batch: Batch) -> dict[str, float]:
+        """One gradient step of what can learn before the actor-critic does; {} if nothing can."""
+        ...
+
+    @property
+    def pretrain_batch_size(self) -> int:
+        """Windows per pretraining step; 0 if nothing can be pretrained."""
+        ...
+
+    def represent(self, batch: Batch) -> NDArray[np.float32]:
+        """What the critic sees at the end of each window (B, D), for probes."""
+        ...
+
+    def reconstruct(self, batch: Batch) -> dict[str, NDArray[np.uint8]]:
+        """Image strips (n, T+1, H, W, 3) of truth and model by name; {} without a model."""
+        ...
+
+    def policy_weights(self) -> dict[str, Tensor]:
+        """The weights that acting needs, on the CPU."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of everything that the next update depends on."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues bit for bit where the state was taken."""
+        ...
+
+
+def prepare_process(config: SacStateConfig | SlacConfig, threads: int) -> None:
+    """Makes this process learn as fast as it can; call it once, where a process that learns begins.
+
+    Sets PyTorch's threads and exactness of products, and keeps freed memory. Two threads halve an update on
+    an idle machine and multiply it on a busy one, where they wait for each other.
+    """
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(config.matmul)
+    keep_freed_memory()
+
+
+def keep_freed_memory() -> bool:
+    """Lets this process keep what tensors free instead of asking the kernel for fresh pages at every update.
+
+    An update of SLAC on a CPU gains a tenth to a half; results stay the same to the bit. Returns False where
+    the C library has no such switch (it is glibc's).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    # M_MMAP_MAX 0, M_TRIM_THRESHOLD 1 GiB, M_TOP_PAD 64 MiB: numbers of malloc.h
+    return all(mallopt(switch, value) == 1 for switch, value in ((-4, 0), (-1, 1 << 30), (-2, 64 << 20)))
+
+
+def build_agent(
+    config: SacStateConfig | SlacConfig,
+    *,
+    image_shape: tuple[int, int, int] | None,
+    state_size: int | None,
+    action_size: int,
+    seed: int,
+) -> Agent:
+    """The learner. image_shape: (H, W, 3). Raises ValueError when the observations it needs are missing."""
+    if isinstance(config, SacStateConfig):
+        return SacStateAgent(config, _needed(state_size, "state"), action_size, seed)
+    return SlacAgent(config, _needed(image_shape, "image"), action_size, seed)
+
+
+def build_policy(
+    config: SacStateConfig | SlacConfig,
+    *,
+    image_shape: tuple[int, int, int] | None,
+    state_size: int | None,
+    action_size: int,
+    seed: int,
+) -> Policy:
+    """The actor, with fresh weights until load_weights. image_shape: (H, W, 3). Raises as build_agent."""
+    if isinstance(config, SacStateConfig):
+        return StatePolicy(config, _needed(state_size, "state"), action_size, seed)
+    return SlacPolicy(config, _needed(image_shape, "image"), action_size, seed)
+
+
+def _needed(size: T | None, key: str) -> T:
+    if size is None:
+        raise ValueError(f"This agent needs the observation '{key}', which the task does not give")
+    return size

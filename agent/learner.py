@@ -1,0 +1,360 @@
+"""The learner: episodes in, weights out, never more updates than the data has earned.
+
+It runs inside the actor's process (`--sync`) or as its own process (`python -m agent.learner RUN`), where
+the run directory is all that the two share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import signal
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from pydantic import TypeAdapter
+
+from agent.build import Agent, build_agent, prepare_process
+from agent.config import AgentConfig
+from agent.episodes import EpisodeError, read_episode
+from agent.files import DiskError
+from agent.metrics import MetricsLog, Stopwatch
+from agent.replay import Batch, ReplayTooSmall, SequenceReplay
+from agent.report import strip
+from agent.run_dir import RunBusy, RunDir, RunError
+from agent.schedule import TrainConfig
+
+CHUNK = 10  # updates between two looks at the run directory: at most a few seconds at the official size
+IDLE_SLEEP = 0.1  # s; episodes take seconds
+LOCK_PATIENCE = 60.0  # s for the learner of a killed actor to save and leave
+STRIP_WINDOWS = 64  # drawn for the reconstruction strip, of which the liveliest is shown
+
+
+class TrainingDivergedError(RuntimeError):
+    """A loss is no longer a number; the last checkpoint still is."""
+
+
+@dataclass
+class Counters:
+    """How far the learner is; part of every checkpoint."""
+
+    episodes: int = 0  # index of the last episode taken in
+    steps: int = 0
+    pretrained: int = 0
+    updates: int = 0
+    version: int = 0  # of the weights published last
+    free_steps: int | None = None  # steps that earned no update; fixed by the first one, see `Learner.due`
+
+    @property
+    def done(self) -> int:
+        """Updates of either kind."""
+        return self.pretrained + self.updates
+
+
+def load_sections(run: RunDir) -> tuple[TrainConfig, AgentConfig, dict[str, Any]]:
+    """The schedule, the agent and the sizes of observation and action that a run works with."""
+    sections = yaml.safe_load(run.config_text)
+    train = TrainConfig.model_validate(sections["train"])
+    agent: AgentConfig = TypeAdapter(AgentConfig).validate_python(sections["agent"])
+    return train, agent, json.loads((run.path / "spaces.json").read_text())
+
+
+class Learner:
+    """Replay, agent and counters of one run.
+
+    Training depends on the seed and on the episodes alone: an agent, its random generators and its replay
+    come out of a checkpoint bit for bit as they went in.
+    """
+
+    def __init__(self, run: RunDir, metrics: MetricsLog | None = None) -> None:
+        config, agent_config, spaces = load_sections(run)
+        self.run, self.config, self.metrics = run, config.scaled(), metrics
+        self.agent: Agent = build_agent(agent_config, seed=config.seed, **spaces)
+        if not self.agent.pretrain_batch_size:  # no model to train ahead
+            self.config = self.config.model_copy(update={"pretrain_updates": 0})
+        keys = self.agent.observations
+        self.replay = SequenceReplay(
+            config.replay_capacity,
+            image_shape=tuple(spaces["image_shape"]) if "image" in keys else None,
+            state_size=spaces["state_size"] if "state" in keys else None,
+            action_size=spaces["action_size"],
+        )
+        self.rng = np.random.default_rng([config.seed, 1])
+        self.counters = Counters()
+        self.losses: dict[str, float] = {}
+        self.clock = Stopwatch(keep=1000)
+        self.diverged = False
+        self._saved = Counters()  # as of the newest checkpoint
+        self._logged = 0  # updates by the last row of metrics
+
+    def ingest(self) -> int:
+        """Takes in every episode that was closed since the last call; returns the steps gained.
+
+        Raises EpisodeError for a damaged one; those before it count.
+        """
+        before = self.counters.steps
+        for path in self.run.episodes(after=self.counters.episodes):
+            self.counters.steps += self._take(path)
+            self.counters.episodes = RunDir.episode_index(path)
+        return self.counters.steps - before
+
+    def _take(self, path: Path) -> int:
+        """Puts one episode into the replay; returns its steps."""
+        episode = read_episode(path, images="image" in self.agent.observations)
+        if len(episode.actions):
+            self.replay.add_episode(
+                images=episode.images if "image" in self.agent.observations else None,
+                states=episode.states if "state" in self.agent.observations else None,
+                actions=episode.actions,
+                rewards=episode.rewards.astype(np.float32),
+                terminated=episode.terminated,
+            )
+        return len(episode.actions)
+
+    @property
+    def phase(self) -> str:
+        """What the learner does next: collecting, pretraining or training."""
+        if self.counters.free_steps is not None:
+            return "training"
+        if self.counters.steps < self.config.random_steps:
+            return "collecting"
+        return "pretraining" if self.counters.pretrained < self.config.pretrain_updates else "training"
+
+    @property
+    def due(self) -> int:
+        """Updates that the data has earned and that are still to do.
+
+        The random steps earn none. How many those are is settled by the first update: a run that is resumed
+        with more steps, so with a longer random phase, goes on learning at once.
+        """
+        if self.phase != "training":
+            return 0
+        free = self.counters.free_steps
+        earned = self.counters.steps - (self.config.random_steps if free is None else free)
+        return max(0, math.floor(earned * self.config.updates_per_step) - self.counters.updates)
+
+    def pretrain(self, count: int) -> None:
+        """Does `count` model-only updates. Raises ReplayTooSmall, TrainingDivergedError."""
+        for _ in range(count):
+            self._update("pretraining", self.agent.pretrain, self.agent.pretrain_batch_size)
+            self.counters.pretrained += 1
+
+    def train(self, count: int) -> None:
+        """Does `count` updates of everything. Raises ReplayTooSmall, TrainingDivergedError."""
+        for _ in range(count):
+            self._update("update", self.agent.update, self.agent.batch_size)
+            if self.counters.free_steps is None:
+                self.counters.free_steps = self.config.random_steps
+            self.counters.updates += 1
+
+    def _update(self, kind: str, update: Callable[[Batch], dict[str, float]], batch_size: int) -> None:
+        batch = self.replay.sample(batch_size, self.agent.window, self.rng)
+        with self.clock(kind):
+            self.losses = update(batch)
+        bad = [name for name, value in self.losses.items() if not math.isfinite(value)]
+        if bad:
+            self.diverged = True  # these weights must not become a checkpoint
+            raise TrainingDivergedError(
+                f"{', '.join(bad)} is not a number after {self.counters.updates} updates. "
+                f"Go on from the last checkpoint with `--resume --run {self.run.path}`; if it comes again, "
+                f"start a new run with lower learning rates (`--set agent.sac.critic_lr=1e-4`)."
+            )
+
+    def work(self, chunk: int) -> bool:
+        """Takes in new episodes and does at most `chunk` updates; False when there was nothing to do.
+
+        Publishes, logs and saves as often as the schedule says. Raises what `ingest` and `train` raise, and
+        DiskError.
+        """
+        self.ingest()
+        before, pretraining = self.counters.done, self.phase == "pretraining"
+        if pretraining:
+            self.pretrain(min(chunk, self.config.pretrain_updates - self.counters.pretrained))
+        else:
+            self.train(min(chunk, self.due))
+        ready = self.phase == "training"
+        if self.counters.done // self.config.publish_every > before // self.config.publish_every:
+            self.log()
+            if ready:
+                self.publish()
+        if ready and self.counters.version == 0:
+            self.publish()  # the actor waits for a first policy
+        if pretraining and ready:
+            self.save()  # hours of work at the published size
+        self.save_if_due()
+        return self.counters.done > before
+
+    def log(self) -> None:
+        """Writes new losses to the metrics: over control steps, or over model updates while pretraining."""
+        if self.metrics is None or self._logged == self.counters.done:
+            return
+        self._logged = self.counters.done
+        timings = self.clock.row()
+        if self.counters.updates:
+            row = {f"loss/{name}": value for name, value in self.losses.items()}
+            row["updates"] = float(self.counters.updates)
+            self.metrics.write(self.counters.steps, row, timings)
+        else:
+            row = {f"pretraining/{name}": value for name, value in self.losses.items()}
+            self.metrics.write(self.counters.pretrained, row, timings)
+
+    def status(self) -> dict[str, Any]:
+        """Phase, counters, losses and times of an update (ms): what displays and summaries show."""
+        target = {"pretrain_updates": self.config.pretrain_updates}
+        return {
+            "phase": self.phase,
+            **vars(self.counters),
+            **target,
+            "losses": self.losses,
+            "times": self.clock.row(),
+        }
+
+    def publish(self) -> None:
+        """Offers the present policy to the actor. Raises DiskError."""
+        self.counters.version += 1
+        self.run.publish_weights(self.agent.policy_weights(), self.counters.version)
+
+    def save_if_due(self) -> None:
+        """Saves a checkpoint when the last one is `checkpoint_every` steps or updates old."""
+        steps = self.counters.steps - self._saved.steps
+        updates = self.counters.done - self._saved.done
+        if max(steps, updates) >= self.config.checkpoint_every:
+            self.checkpoint()
+
+    def save(self) -> None:
+        """Publishes what was learned, saves a checkpoint and draws what the model sees.
+
+        After a divergence nothing: then the checkpoint before is the good one. Raises DiskError.
+        """
+        if self.diverged:
+            return
+        self.log()
+        if self.counters.updates:
+            self.publish()
+        self.checkpoint()
+        self.illustrate()
+
+    def checkpoint(self) -> None:
+        """Saves all that is needed to go on as if nothing had happened. Raises DiskError.
+
+        After an interrupt in the middle of an update, a part of that one gradient step is in it.
+        """
+        self.run.save_checkpoint(
+            {
+                "agent": self.agent.state_dict(),
+                "counters": vars(self.counters).copy(),
+                "rng": json.dumps(self.rng.bit_generator.state),
+            }
+        )
+        self._saved = Counters(**vars(self.counters))
+
+    def restore(self) -> bool:
+        """Continues from the newest good checkpoint and rebuilds the replay; False when there is none.
+
+        The actor gets the weights of the checkpoint, even if later ones were published before a crash.
+        Raises CheckpointCorrupt, EpisodeError, DiskError.
+        """
+        saved = self.run.load_checkpoint()
+        if saved is not None:
+            self.agent.load_state_dict(saved["agent"])
+            self.rng.bit_generator.state = json.loads(saved["rng"])
+            self.counters, self._saved = Counters(**saved["counters"]), Counters(**saved["counters"])
+            self._logged = self.counters.done
+            for path in self.run.episodes(after=0):  # the replay as it was; later episodes come by `ingest`
+                if RunDir.episode_index(path) <= self.counters.episodes:
+                    self._take(path)
+        published = self.run.latest_weights(after=self.counters.version)
+        if published is not None:  # the actor takes only what has a higher number
+            self.counters.version = published[0]
+        if self.counters.updates:
+            self.publish()
+        return saved is not None
+
+    def illustrate(self) -> None:
+        """Draws RUN/reconstruction.png: what the model sees and imagines. Nothing without a model.
+
+        Of some windows the one is shown in which most happens. Raises DiskError.
+        """
+        if not self.agent.pretrain_batch_size or not self.counters.done:
+            return
+        aside = np.random.default_rng(self.config.seed)  # training's own numbers stay as they are
+        rows = self.agent.reconstruct(self.replay.sample(STRIP_WINDOWS, self.agent.window, aside))
+        if not len(rows["truth"]):  # every window crosses the end of an episode
+            return
+        liveliest = int(rows["truth"].std(1).sum((1, 2, 3)).argmax())
+        trained = f"{self.counters.pretrained} + {self.counters.updates} updates"
+        strip(
+            self.run.path / "reconstruction.png",
+            {name.replace("_", " "): list(frames[liveliest]) for name, frames in rows.items()},
+            title=f"{self.run.path.name}: what the model sees and imagines after {trained}",
+        )
+
+
+def serve(run: RunDir, actor_pid: int, *, lock_patience: float = LOCK_PATIENCE) -> None:
+    """The learner's process: works until it is asked to stop or the actor is gone, then saves."""
+    config, agent_config, _ = load_sections(run)
+    prepare_process(agent_config, config.learner_threads)
+    with locked(run, lock_patience), MetricsLog(run.path, writer="learner") as metrics:
+        learner = Learner(run, metrics)
+        with warnings.catch_warnings(record=True) as caught:
+            learner.restore()
+        notes = [str(warning.message) for warning in caught]  # a damaged checkpoint: the actor shows it
+        while not run.stop_requested() and os.getppid() == actor_pid:
+            idle = not learner.work(chunk=CHUNK)
+            run.beat("learner", **learner.status(), notes=notes)
+            if idle:
+                time.sleep(IDLE_SLEEP)
+        learner.save()
+        run.beat("learner", **{**learner.status(), "phase": "stopped"}, notes=notes)
+
+
+@contextmanager
+def locked(run: RunDir, patience: float) -> Iterator[None]:
+    """The run as its only learner; the one of an actor that was killed gets time to save and leave.
+
+    Raises RunBusy after `patience` seconds.
+    """
+    deadline = time.monotonic() + patience
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(run.lock("learner"))
+                break
+            except RunBusy:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(IDLE_SLEEP)
+        yield
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`python -m agent.learner RUN --actor PID`: started by the actor, which also stops it."""
+    parser = argparse.ArgumentParser(prog="python -m agent.learner", description=__doc__)
+    parser.add_argument("run")
+    parser.add_argument(
+        "--actor", type=int, required=True, help="process id of the actor; the learner ends with it"
+    )
+    args = parser.parse_args(argv)
+    run = RunDir.open(args.run)
+    for number in (signal.SIGINT, signal.SIGTERM):  # finishes its update and saves
+        signal.signal(number, lambda *_: run.request_stop())
+    os.nice(10)  # the control loop comes first
+    try:
+        serve(run, args.actor)
+    except (TrainingDivergedError, ReplayTooSmall, EpisodeError, DiskError, RunError) as error:
+        print(error)  # the actor repeats the last line
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

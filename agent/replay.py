@@ -1,0 +1,183 @@
+"""The training store: a ring of single steps, from which windows of consecutive steps are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class ReplayTooSmall(ValueError):
+    """Not enough steps are stored for a single window."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """B windows of T steps with the observation after the last one; t runs over T+1 observations."""
+
+    image: Tensor | None  # (B, T+1, 3, H, W) uint8, channels last in memory
+    state: Tensor | None  # (B, T+1, N) float32
+    action: Tensor  # (B, T, A) float32 in [-1, 1]
+    reward: Tensor  # (B, T) float32, received after the action
+    discount: Tensor  # (B, T) float32, 0 where the step ended in a true failure, else 1
+    is_first: Tensor  # (B, T+1) bool: an episode starts here
+    is_last: Tensor  # (B, T+1) bool: an episode ends here; its action leads nowhere
+
+    def __len__(self) -> int:
+        return len(self.action)
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device."""
+        return self._map(lambda x: x.to(device, non_blocking=True))
+
+    def split(self, count: int) -> tuple[Batch, Batch]:
+        """The first `count` windows, and the rest."""
+        return self._map(lambda x: x[:count]), self._map(lambda x: x[count:])
+
+    def select(self, keep: Tensor) -> Batch:
+        """The windows where keep (B,) holds."""
+        return self._map(lambda x: x[keep])
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(
+            image=None if self.image is None else change(self.image),
+            state=None if self.state is None else change(self.state),
+            action=change(self.action),
+            reward=change(self.reward),
+            discount=change(self.discount),
+            is_first=change(self.is_first),
+            is_last=change(self.is_last),
+        )
+
+
+class SequenceReplay:
+    """Keeps the newest `capacity` steps and draws windows, also across the ends of episodes.
+
+    An episode of L steps takes L+1 entries: its last observation has no action. Images are uint8 (H, W, 3),
+    in memory or, with `path`, in a file of that name that is overwritten.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        image_shape: tuple[int, int, int] | None,
+        state_size: int | None,
+        action_size: int,
+        path: Path | None = None,
+    ) -> None:
+        self.capacity = capacity
+        self._image = None if image_shape is None else _frames(path, (capacity, *image_shape))
+        self._state = None if state_size is None else np.zeros((capacity, state_size), np.float32)
+        self._action = np.zeros((capacity, action_size), np.float32)
+        self._reward = np.zeros(capacity, np.float32)
+        self._discount = np.ones(capacity, np.float32)
+        self._is_first = np.zeros(capacity, np.bool_)
+        self._is_last = np.zeros(capacity, np.bool_)
+        self._head = 0  # where the next entry goes
+        self._size = 0
+        self._starts: dict[int, NDArray[np.int64]] = {}  # by window length; emptied when steps are added
+
+    def __len__(self) -> int:
+        return self._size
+
+    def add_episode(
+        self,
+        images: NDArray[np.uint8] | None,
+        states: NDArray[np.float32] | None,
+        actions: NDArray[np.float32],
+        rewards: NDArray[np.float32],
+        terminated: bool,
+    ) -> None:
+        """Appends an episode of L steps, over the oldest entries once the ring is full.
+
+        images: (L+1, H, W, 3) uint8 or None. states: (L+1, N) or None. actions: (L, A). rewards: (L,).
+        terminated: whether the last step was a true failure, which cuts the value; a time limit is not.
+        Raises ValueError when the lengths do not fit together or to the ring.
+        """
+        steps = len(actions)
+        self._check(steps, images, states, rewards)
+        at = (self._head + np.arange(steps + 1)) % self.capacity
+        self._put_observations(at, images, states)
+        self._action[at[:-1]], self._action[at[-1]] = actions, 0.0
+        self._reward[at[:-1]], self._reward[at[-1]] = rewards, 0.0
+        self._discount[at] = 1.0
+        self._discount[at[-2]] = 0.0 if terminated else 1.0
+        self._is_first[at], self._is_last[at] = False, False
+        self._is_first[at[0]], self._is_last[at[-1]] = True, True
+        self._head = int((at[-1] + 1) % self.capacity)
+        self._size = min(self._size + steps + 1, self.capacity)
+        self._starts.clear()
+
+    def sample(self, batch: int, length: int, rng: np.random.Generator) -> Batch:
+        """Draws `batch` windows of `length` steps, uniformly over their starts.
+
+        The last step of a window is never the false one from an episode's end to the next one's start;
+        earlier steps may be, and is_first says where. Raises ReplayTooSmall.
+        """
+        starts = self._valid_starts(length)
+        begin = starts[rng.integers(len(starts), size=batch)]
+        at = (begin[:, None] + np.arange(length + 1)) % self.capacity  # (B, T+1)
+        steps = at[:, :-1]
+        return Batch(
+            image=None if self._image is None else _gather(self._image, at).permute(0, 1, 4, 2, 3),
+            state=None if self._state is None else torch.from_numpy(self._state[at]),
+            action=torch.from_numpy(self._action[steps]),
+            reward=torch.from_numpy(self._reward[steps]),
+            discount=torch.from_numpy(self._discount[steps]),
+            is_first=torch.from_numpy(self._is_first[at]),
+            is_last=torch.from_numpy(self._is_last[at]),
+        )
+
+    def _valid_starts(self, length: int) -> NDArray[np.int64]:
+        if length not in self._starts:
+            oldest = (self._head - self._size) % self.capacity
+            begin = (oldest + np.arange(self._size - length)) % self.capacity
+            self._starts[length] = begin[~self._is_last[(begin + length - 1) % self.capacity]]
+        if len(self._starts[length]) == 0:
+            raise ReplayTooSmall(
+                f"{self._size} steps are stored, which holds no window of {length} steps and one more "
+                "observation; collect more episodes first"
+            )
+        return self._starts[length]
+
+    def _check(
+        self,
+        steps: int,
+        images: NDArray[np.uint8] | None,
+        states: NDArray[np.float32] | None,
+        rewards: NDArray[np.float32],
+    ) -> None:
+        if steps < 1 or steps + 1 > self.capacity:
+            raise ValueError(f"An episode of {steps} steps does not fit a ring of {self.capacity} entries")
+        if len(rewards) != steps:
+            raise ValueError(f"{steps} actions came with {len(rewards)} rewards; expected one for each")
+        for name, store, given in (("images", self._image, images), ("states", self._state, states)):
+            expected = None if store is None else (steps + 1, *store.shape[1:])
+            seen = None if given is None else given.shape
+            if expected is not None and seen != expected:
+                raise ValueError(f"{name} have shape {seen}; {steps} steps need {expected}")
+
+    def _put_observations(
+        self, at: NDArray[np.int64], images: NDArray[np.uint8] | None, states: NDArray[np.float32] | None
+    ) -> None:
+        if self._image is not None and images is not None:
+            self._image[at] = images
+        if self._state is not None and states is not None:
+            self._state[at] = states
+
+
+def _frames(path: Path | None, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    if path is None:
+        return np.zeros(shape, np.uint8)
+    return np.memmap(path, np.uint8, "w+", shape=shape)
+
+
+def _gather(frames: NDArray[np.uint8], at: NDArray[np.int64]) -> Tensor:
+    flat = torch.from_numpy(frames).flatten(1)
+    rows = flat.index_select(0, torch.from_numpy(at.ravel()))
+    return rows.view(*at.shape, *frames.shape[1:])

@@ -1,0 +1,196 @@
+"""Stochastic latent actor-critic: the soft actor-critic core on latents that a sequence model infers.
+
+The critic sees one posterior sample, the actor the features and actions of the last T steps; both are cut off
+from the model's gradient, which comes from the evidence lower bound alone.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from agent.config import SlacConfig
+from agent.latent import Belief, LatentModel
+from agent.policy import history_size, slac_encoder
+from agent.replay import Batch
+from agent.sac import Metrics, Transition, adam, policy_tensors, soft_actor_critic, to_floats
+
+STRIP_WINDOWS = 8
+
+
+def history(features: Tensor, action: Tensor, is_first: Tensor) -> Tensor:
+    """What the actor sees of windows (B, T, F), (B, T-1, A), (B, T): (B, T*F + (T-1)*A), oldest first.
+
+    Before the newest first flag lie copies of the first frame's features and zero actions.
+    """
+    steps = torch.arange(features.shape[1], device=features.device)
+    start = torch.where(is_first, steps, 0).amax(1, keepdim=True)  # (B, 1)
+    source = torch.maximum(steps, start)[..., None].expand_as(features)
+    valid = (steps[:-1] >= start)[..., None]
+    return torch.cat((features.gather(1, source).flatten(1), (action * valid).flatten(1)), 1)
+
+
+def last_transition(batch: Batch, features: Tensor, state: Tensor) -> Transition:
+    """The last step of each window, seen through features (B, T+1, F) and latents (B, T+1, Z)."""
+    return Transition(
+        state=state[:, -2],
+        next_state=state[:, -1],
+        observation=history(features[:, :-1], batch.action[:, :-1], batch.is_first[:, :-1]),
+        next_observation=history(features[:, 1:], batch.action[:, 1:], batch.is_first[:, 1:]),
+        action=batch.action[:, -1],
+        reward=batch.reward[:, -1],
+        discount=batch.discount[:, -1],
+    ).detach()
+
+
+class SlacAgent:
+    """Learns from images alone: sequence model and soft actor-critic from the same windows."""
+
+    observations: tuple[str, ...] = ("image",)
+
+    def __init__(
+        self, config: SlacConfig, image_shape: tuple[int, int, int], action_size: int, seed: int
+    ) -> None:
+        self.config = config
+        self.window = config.window
+        self.device = torch.device(config.device)
+        initial = torch.Generator().manual_seed(seed)
+        encoder = slac_encoder(config, image_shape, initial)
+        bf16 = config.precision == "bf16"
+        model = LatentModel(config.model, encoder, image_shape, action_size, initial, bf16)
+        self.model = model.to(self.device)
+        self._model_optimiser = adam(self.model.parameters(), config.model.lr)
+        self.core = soft_actor_critic(
+            config.sac,
+            state_size=config.model.z1 + config.model.z2,
+            observation_size=history_size(config.window, config.model.features, action_size),
+            action_size=action_size,
+            generator=initial,
+            device=self.device,
+        )
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+
+    @property
+    def batch_size(self) -> int:
+        """Windows that one update wants."""
+        return self.config.sac.batch_size
+
+    @property
+    def pretrain_batch_size(self) -> int:
+        """Windows that one pretraining step wants."""
+        return self.config.model_batch
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        """One gradient step of model, critic, actor and temperature; returns losses and diagnostics."""
+        batch = self._on_device(batch)
+        modelled, rest = batch.split(self.config.model_batch)
+        features, belief = self._infer(modelled, self.generator)
+        step = last_transition(modelled, features, belief.state)
+        if len(rest):
+            step = step.join(self._last_transition(rest))
+        # The model steps only now: all losses see one set of parameters, as in the published code.
+        metrics = self._descend_model(modelled, belief)
+        further = [step] * (self.config.sac.critic_updates - 1)
+        return to_floats(metrics | self.core.update(step, self.generator, further))
+
+    def pretrain(self, batch: Batch) -> dict[str, float]:
+        """One gradient step of the model alone, on the first windows of the batch."""
+        modelled, _ = self._on_device(batch).split(self.config.model_batch)
+        _, belief = self._infer(modelled, self.generator)
+        return to_floats(self._descend_model(modelled, belief))
+
+    def represent(self, batch: Batch) -> NDArray[np.float32]:
+        """The last latent of each window (B, Z), for probes; leaves the training's randomness alone."""
+        with torch.no_grad():
+            _, belief = self._infer(self._on_device(batch), self._aside())
+        result: NDArray[np.float32] = belief.state[:, -1].cpu().numpy()
+        return result
+
+    @torch.no_grad()
+    def reconstruct(self, batch: Batch) -> dict[str, NDArray[np.uint8]]:
+        """What the model sees and imagines: up to 8 strips (n, T+1, H, W, 3) of each kind.
+
+        "truth"; "posterior": decoded from what was inferred; "conditional_prior": imagined from the first
+        frame's posterior and the true actions; "prior": imagined from nothing. Windows across the end of an
+        episode are left out.
+        """
+        batch, generator = self._on_device(batch), self._aside()
+        batch = batch.select(~batch.is_first[:, 1:].any(1)).split(STRIP_WINDOWS)[0]
+        _, belief = self._infer(batch, generator)
+        z1, z2 = self.model.dream_start(len(batch), generator)
+        states = {
+            "posterior": belief.state,
+            "conditional_prior": self.model.imagine(
+                belief.z1[:, 0], belief.z2[:, 0], batch.action, generator
+            ),
+            "prior": self.model.imagine(z1, z2, batch.action, generator),
+        }
+        assert batch.image is not None
+        truth: NDArray[np.uint8] = batch.image.permute(0, 1, 3, 4, 2).cpu().numpy()
+        return {"truth": truth} | {name: self._decode(state) for name, state in states.items()}
+
+    def policy_weights(self) -> dict[str, Tensor]:
+        """What a SlacPolicy of the same config loads."""
+        return policy_tensors(encoder=self.model.encoder, policy=self.core.policy)
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of weights, optimisers and the state of the random generator."""
+        live = {
+            "model": self.model.state_dict(),
+            "model_optimiser": self._model_optimiser.state_dict(),
+            "core": self.core.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+        return copy.deepcopy(live)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues bit for bit where the state was taken."""
+        self.model.load_state_dict(state["model"])
+        self._model_optimiser.load_state_dict(state["model_optimiser"])
+        self.core.load_state_dict(state["core"])
+        self.generator.set_state(state["generator"].cpu())
+
+    def _on_device(self, batch: Batch) -> Batch:
+        if batch.image is None:
+            raise ValueError(
+                "This agent learns from 'image', but the batch has states only; store images too"
+            )
+        return batch.to(self.device)
+
+    def _aside(self) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(0)
+
+    def _infer(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Belief]:
+        assert batch.image is not None
+        features = self.model.encode(batch.image)
+        return features, self.model.infer(features, batch.action, batch.is_first, generator)
+
+    @torch.no_grad()
+    def _last_transition(self, batch: Batch) -> Transition:
+        features, belief = self._infer(batch, self.generator)
+        return last_transition(batch, features, belief.state)
+
+    def _descend_model(self, batch: Batch, belief: Belief) -> Metrics:
+        evidence = self.model.evidence(batch, belief)
+        loss = evidence.loss
+        self._model_optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._model_optimiser.step()
+        return {
+            "model_loss": loss.detach(),
+            "image_nll": -evidence.image.detach().mean(),
+            "kl": evidence.kl.detach().mean(),
+            "reward_nll": -evidence.reward.detach().mean(),
+        }
+
+    def _decode(self, state: Tensor) -> NDArray[np.uint8]:
+        mean = self.model.decoder(state.flatten(0, 1)).unflatten(0, state.shape[:2])
+        pixels = (mean.clamp(0, 1) * 255).round().byte().permute(0, 1, 3, 4, 2)
+        result: NDArray[np.uint8] = pixels.contiguous().cpu().numpy()
+        return result

@@ -1,0 +1,409 @@
+"""The learner: each episode once, never more updates than earned, and what a crash or a divergence leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from agent.episodes import EpisodeCorrupt
+from agent.learner import Counters, Learner, TrainingDivergedError, locked, main, serve
+from agent.metrics import MetricsLog, read_metrics
+from agent.replay import ReplayTooSmall
+from agent.run_dir import RunBusy, RunDir
+from tests.learning import SAC, SLAC, add_episode, make_run, reconfigure, same
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    return make_run(tmp_path / "run")
+
+
+def filled(run: RunDir, episodes: int = 4, **options: Any) -> RunDir:
+    for index in range(1, episodes + 1):
+        add_episode(run, index, **options)
+    return run
+
+
+def worked(learner: Learner) -> Learner:
+    while learner.work(chunk=3):
+        pass
+    return learner
+
+
+def state_of(learner: Learner) -> dict[str, Any]:
+    """All that the learner's next update depends on."""
+    batch = learner.replay.sample(64, learner.agent.window, np.random.default_rng(0))
+    drawn = {part.name: getattr(batch, part.name) for part in fields(batch)}
+    counters = {name: value for name, value in vars(learner.counters).items() if name != "version"}
+    return {
+        "agent": learner.agent.state_dict(),
+        "rng": learner.rng.bit_generator.state,
+        "replay": {"size": len(learner.replay), **drawn},
+        "counters": counters,
+    }
+
+
+def published(run: RunDir) -> dict[str, torch.Tensor]:
+    newest = run.latest_weights(after=0)
+    assert newest is not None
+    return newest[1]
+
+
+# --- episodes in
+
+
+def test_each_episode_is_taken_in_once(run: RunDir) -> None:
+    learner = Learner(run)
+    filled(run, 2)
+    assert (learner.ingest(), learner.ingest()) == (10, 0)
+    add_episode(run, 3, steps=2)
+    assert learner.ingest() == 2
+    assert (learner.counters.episodes, learner.counters.steps) == (3, 12)
+    assert len(learner.replay) == 12 + 3  # an observation more than steps in each
+
+
+def test_episodes_without_steps_count_as_seen(run: RunDir) -> None:
+    learner = Learner(run)
+    add_episode(run, 1, steps=0, fault="camera")
+    add_episode(run, 2)
+    assert learner.ingest() == 5
+    assert learner.counters.episodes == 2
+    assert len(learner.replay) == 6
+
+
+def test_unfinished_episodes_are_left_alone(run: RunDir) -> None:
+    filled(run, 2)
+    (run.path / "episodes" / "000002.mcap").rename(run.path / "episodes" / "000002.mcap.part")
+    learner = Learner(run)
+    assert learner.ingest() == 5
+    assert learner.counters.episodes == 1
+
+
+def test_a_damaged_episode_is_named_and_those_before_it_count(run: RunDir) -> None:
+    filled(run, 3)
+    path = run.path / "episodes" / "000002.mcap"
+    path.write_bytes(path.read_bytes()[:-20])
+    learner = Learner(run)
+    with pytest.raises(EpisodeCorrupt, match="000002"):
+        learner.ingest()
+    assert (learner.counters.episodes, learner.counters.steps) == (1, 5)
+    path.rename(path.with_suffix(".mcap.bad"))  # as the message says
+    assert learner.ingest() == 5
+    assert learner.counters.episodes == 3
+
+
+# --- the schedule
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 9), min_size=1, max_size=6),
+    ratio=st.sampled_from([0.3, 1.0, 2.5]),
+    chunk=st.integers(1, 7),
+)
+def test_updates_never_exceed_what_the_data_has_earned(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], ratio: float, chunk: int
+) -> None:
+    run = make_run(tmp_path_factory.mktemp("run"), updates_per_step=ratio, random_steps=5)
+    learner = Learner(run)
+    for index, steps in enumerate(lengths, 1):
+        add_episode(run, index, steps=steps)
+        while learner.work(chunk):
+            earned = ratio * max(0, learner.counters.steps - 5)
+            assert learner.counters.updates <= earned
+    assert learner.counters.updates == int(ratio * max(0, sum(lengths) - 5))
+
+
+def test_no_update_before_the_random_steps_are_done(run: RunDir) -> None:
+    learner = Learner(run)
+    add_episode(run, 1)  # 5 of 6 steps
+    assert not learner.work(chunk=10)
+    assert (learner.phase, learner.counters.done) == ("collecting", 0)
+    assert run.latest_weights(after=0) is None
+
+
+def test_the_model_is_pretrained_before_the_first_policy(tmp_path: Path) -> None:
+    run = filled(make_run(tmp_path / "run", SLAC), 2, images=True)
+    learner = Learner(run)
+    assert learner.work(chunk=3)
+    assert (learner.counters.pretrained, learner.phase) == (3, "pretraining")
+    assert run.latest_weights(after=0) is None
+    assert learner.work(chunk=3)
+    assert (learner.counters.pretrained, learner.phase) == (4, "training")
+    assert run.latest_weights(after=0) is not None
+
+
+def test_an_agent_without_a_model_is_not_pretrained(run: RunDir) -> None:
+    assert Learner(filled(run)).config.pretrain_updates == 0
+
+
+def test_a_short_run_is_half_random_and_asks_no_more_of_the_model(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", SLAC, steps=9, random_steps=1000, pretrain_updates=5000)
+    config = Learner(run).config
+    assert (config.random_steps, config.pretrain_updates) == (4, 4)
+    assert config.scaled() == config
+
+
+def test_a_run_resumed_with_more_steps_goes_on_learning_at_once(run: RunDir) -> None:
+    learner = worked(Learner(filled(run, 2)))
+    assert learner.counters.updates == 4
+    learner.save()
+    reconfigure(run, random_steps=50)
+    resumed = Learner(run)
+    resumed.restore()
+    add_episode(run, 3)
+    worked(resumed)
+    assert (resumed.phase, resumed.counters.updates) == ("training", 9)
+
+
+def test_too_few_steps_for_a_window_are_told(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", SLAC | {"window": 8}, random_steps=3)
+    add_episode(run, 1, steps=4, images=True)
+    with pytest.raises(ReplayTooSmall, match="window of 8"):
+        Learner(run).work(chunk=1)
+
+
+# --- what comes out
+
+
+def test_losses_and_update_times_are_in_metrics_and_status(tmp_path: Path) -> None:
+    run = filled(make_run(tmp_path / "run", SLAC, pretrain_updates=5), 3, images=True)
+    with MetricsLog(run.path) as metrics:
+        learner = worked(Learner(run, metrics))
+    model, everything = read_metrics(run.path)[0], read_metrics(run.path)[-1]
+    assert model["step"] == 5  # model-only updates: no control step happens meanwhile
+    assert {"pretraining/kl", "pretraining/image_nll"} <= model.keys()
+    assert model["wall"]["pretraining_p50_ms"] > 0
+    assert everything["step"] == 15
+    assert {"loss/critic_loss", "loss/kl", "updates"} <= everything.keys()
+    status = learner.status()
+    assert status["times"]["update_p50_ms"] > 0
+    assert status["losses"].keys() >= {"critic_loss", "actor_loss", "alpha", "kl"}
+
+
+def test_waiting_writes_no_metrics(run: RunDir) -> None:
+    with MetricsLog(filled(run).path) as metrics:
+        learner = worked(Learner(run, metrics))
+        rows = len(read_metrics(run.path))
+        for _ in range(5):
+            assert not learner.work(chunk=10)
+        assert len(read_metrics(run.path)) == rows > 0
+
+
+def test_what_the_model_sees_is_drawn_after_pretraining_and_at_the_end(tmp_path: Path) -> None:
+    run = filled(make_run(tmp_path / "run", SLAC), 3, images=True)
+    picture = run.path / "reconstruction.png"
+    learner = Learner(run)
+    learner.work(chunk=4)
+    assert learner.counters.pretrained == 4
+    with Image.open(picture) as image:
+        assert image.width > 4 * 60  # window + 1 columns
+    picture.unlink()
+    before = state_of(learner)
+    learner.save()
+    assert picture.exists()
+    assert same(before, state_of(learner))  # drawing leaves training's randomness alone
+
+
+def test_nothing_is_drawn_without_a_model_or_before_it_learned(tmp_path: Path) -> None:
+    for name, agent in (("a", SAC), ("b", SLAC)):
+        run = filled(make_run(tmp_path / name, agent), 1, images=True)
+        learner = worked(Learner(run))
+        assert learner.counters.pretrained == 0
+        learner.save()
+        assert not (run.path / "reconstruction.png").exists()
+
+
+# --- checkpoints
+
+
+@pytest.mark.parametrize("agent", [SAC, SLAC], ids=["sac_state", "slac"])
+def test_a_restored_learner_goes_on_bit_for_bit(agent: dict[str, Any], tmp_path: Path) -> None:
+    run = filled(make_run(tmp_path / "run", agent), 3, images=agent is SLAC)
+    first = worked(Learner(run))
+    first.save()
+    second = Learner(run)
+    assert second.restore()
+    assert same(state_of(first), state_of(second))
+    add_episode(run, 4, images=agent is SLAC)
+    assert same(state_of(worked(first)), state_of(worked(second)))
+    assert first.counters.updates == 20 - 6
+
+
+def test_the_ring_of_a_restored_learner_is_the_same_after_it_wrapped(tmp_path: Path) -> None:
+    run = filled(make_run(tmp_path / "run", random_steps=50_000), 5, steps=300)
+    first = Learner(run)
+    first.ingest()
+    first.checkpoint()
+    second = Learner(run)
+    second.restore()
+    assert len(first.replay) == first.replay.capacity == 1000
+    assert same(state_of(first), state_of(second))
+
+
+def test_episodes_that_came_after_the_checkpoint_are_taken_in_later(run: RunDir) -> None:
+    worked(Learner(filled(run, 2))).save()
+    add_episode(run, 3)
+    resumed = Learner(run)
+    resumed.restore()
+    assert (resumed.counters.steps, len(resumed.replay)) == (10, 12)
+    assert resumed.ingest() == 5
+
+
+def test_a_run_without_a_checkpoint_begins_anew(run: RunDir) -> None:
+    learner = Learner(filled(run, 2))
+    assert not learner.restore()
+    assert learner.counters == Counters()
+
+
+def test_checkpoints_come_with_steps_and_with_model_updates(tmp_path: Path) -> None:
+    run = filled(make_run(tmp_path / "run", SLAC, pretrain_updates=9, checkpoint_every=4), 2, images=True)
+
+    learner, at = Learner(run), []
+    for turn in range(1, 14):
+        before = set((run.path / "checkpoints").glob("*.pt"))
+        learner.work(chunk=1)
+        at += [turn] if set((run.path / "checkpoints").glob("*.pt")) - before else []
+    # At once for 10 new steps; after 4 more model updates; at the end of pretraining; after 4 updates.
+    assert at == [1, 5, 9, 13]
+
+
+def test_weights_published_after_the_checkpoint_do_not_outrank_what_comes(run: RunDir) -> None:
+    learner = worked(Learner(filled(run, 2)))
+    learner.checkpoint()
+    saved = learner.agent.policy_weights()
+    add_episode(run, 3)
+    worked(learner)
+    for _ in range(3):
+        learner.publish()
+    later = learner.counters.version  # and now a kill -9
+
+    resumed = Learner(run)
+    resumed.restore()
+    newest = run.latest_weights(after=later)
+    assert newest is not None, "the actor, which knows version `later`, would never load these"
+    assert same(newest[1], saved)
+
+
+def test_weights_of_a_run_without_checkpoint_do_not_outrank_what_comes(run: RunDir) -> None:
+    learner = Learner(filled(run))
+    for _ in range(7):
+        learner.publish()
+    fresh = Learner(run)
+    fresh.restore()
+    fresh.publish()
+    assert run.latest_weights(after=7) is not None
+
+
+# --- divergence
+
+
+def test_a_loss_that_is_no_number_stops_and_leaves_the_last_checkpoint_good(run: RunDir) -> None:
+    learner = worked(Learner(filled(run, 2)))
+    learner.save()
+    good, files = learner.agent.state_dict(), sorted((run.path / "checkpoints").iterdir())
+    add_episode(run, 3, steps=60, reward=np.nan)
+    with pytest.raises(TrainingDivergedError, match=r"critic_loss.*not a number.*--resume.*learning rates"):
+        worked(learner)
+    learner.save()
+    assert sorted((run.path / "checkpoints").iterdir()) == files
+    assert all(torch.isfinite(weights).all() for weights in published(run).values())
+    resumed = Learner(run)
+    assert resumed.restore()
+    assert same(resumed.agent.state_dict(), good)
+
+
+# --- the process
+
+
+def test_a_learner_that_is_asked_to_stop_saves_first(run: RunDir) -> None:
+    filled(run, 3)
+    threading.Timer(0.5, run.request_stop).start()
+    serve(run, os.getppid())
+    status = run.last_beat("learner")
+    assert status is not None
+    assert (status["phase"], status["updates"], status["episodes"]) == ("stopped", 9, 3)
+    resumed = Learner(run)
+    assert resumed.restore()
+    assert resumed.counters.updates == 9
+
+
+def test_a_damaged_checkpoint_is_told_to_the_actor(run: RunDir) -> None:
+    learner = worked(Learner(filled(run, 2)))
+    learner.checkpoint()
+    learner.checkpoint()
+    newest = max((run.path / "checkpoints").glob("*.pt"))
+    newest.write_bytes(newest.read_bytes()[:-9])
+    threading.Timer(0.5, run.request_stop).start()
+    serve(run, os.getppid())
+    status = run.last_beat("learner")
+    assert status is not None
+    assert newest.name in status["notes"][0]
+
+
+def test_a_learner_whose_actor_is_gone_saves_and_ends(run: RunDir) -> None:
+    serve(filled(run), actor_pid=os.getpid())  # this process is not its own parent
+    assert Learner(run).restore()
+
+
+def test_a_learner_waits_for_the_one_of_a_killed_actor_to_leave(run: RunDir) -> None:
+    held, release = threading.Event(), threading.Event()
+
+    def old() -> None:
+        with run.lock("learner"):
+            held.set()
+            release.wait(5)
+
+    thread = threading.Thread(target=old)
+    thread.start()
+    assert held.wait(5)
+    threading.Timer(0.2, release.set).start()
+    began = time.monotonic()
+    with locked(run, patience=5):
+        assert release.is_set()
+    assert time.monotonic() - began < 2
+    thread.join()
+
+
+def test_two_learners_never_share_a_run(run: RunDir) -> None:
+    with run.lock("learner"), pytest.raises(RunBusy, match="learner"), locked(run, patience=0.1):
+        pass
+
+
+def test_the_last_words_of_a_failed_learner_are_readable(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled(run)
+    path = run.path / "episodes" / "000002.mcap"
+    path.write_bytes(path.read_bytes()[:-20])
+    monkeypatch.setattr(os, "nice", lambda increment: 0)  # would slow down every test after this one
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        assert main([str(run.path), "--actor", str(os.getppid())]) == 1
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert "000002.mcap" in last
+    assert "mv " in last

@@ -1,0 +1,268 @@
+"""SLAC: the right indices, the right back-fill, and gradients that stay where they belong."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from agent.build import build_agent, keep_freed_memory
+from agent.config import LatentConfig, SacConfig, SlacConfig
+from agent.replay import Batch, SequenceReplay
+from agent.slac import SlacAgent, history, last_transition
+
+SHAPE = (16, 16, 3)
+A, T = 2, 8
+SMALL = SlacConfig(
+    sac=SacConfig(hidden=(32,), batch_size=12),
+    model=LatentConfig(base_depth=2, features=12, z1=4, z2=6, hidden=16),
+    model_batch=4,
+)
+
+
+def agent(config: SlacConfig = SMALL, seed: int = 0) -> SlacAgent:
+    result = build_agent(config, image_shape=SHAPE, state_size=None, action_size=A, seed=seed)
+    assert isinstance(result, SlacAgent)
+    return result
+
+
+def replay(episodes: int = 6, steps: int = 20) -> SequenceReplay:
+    rng = np.random.default_rng(0)
+    ring = SequenceReplay(1000, SHAPE, None, A)
+    for _ in range(episodes):
+        images = rng.integers(0, 256, (steps + 1, *SHAPE), dtype=np.uint8)
+        actions = rng.uniform(-1, 1, (steps, A)).astype(np.float32)
+        ring.add_episode(images, None, actions, rng.normal(size=steps).astype(np.float32), False)
+    return ring
+
+
+def batches(count: int, seed: int = 0) -> list[Batch]:
+    rng, ring = np.random.default_rng(seed), replay()
+    return [ring.sample(12, T, rng) for _ in range(count)]
+
+
+def reference_history(features: Tensor, action: Tensor, first: Tensor) -> np.ndarray:
+    """The published procedure, word by word: scan backwards, fill before a first frame."""
+    rows = []
+    for f, a, flags in zip(features.numpy().copy(), action.numpy().copy(), first.numpy(), strict=True):
+        for k in range(len(flags) - 1, 0, -1):
+            if flags[k]:
+                f[:k], a[:k] = f[k], 0
+                break
+        rows.append(np.concatenate((f.ravel(), a.ravel())))
+    return np.stack(rows)
+
+
+def random_sequences() -> tuple[Tensor, Tensor, Tensor]:
+    g = torch.Generator().manual_seed(0)
+    first = torch.rand(60, T, generator=g) < 0.15
+    return torch.randn(60, T, 5, generator=g), torch.randn(60, T - 1, A, generator=g), first
+
+
+def test_history_is_back_filled_as_published() -> None:
+    features, action, first = random_sequences()
+    assert first.sum(1).max() >= 2  # some windows hold two starts: the newest counts
+    np.testing.assert_array_equal(
+        history(features, action, first).numpy(), reference_history(features, action, first)
+    )
+
+
+def test_history_ignores_whatever_lies_before_a_first_flag() -> None:
+    features, action, first = random_sequences()
+    first[:] = False
+    first[:, 3] = True
+    before = history(features, action, first)
+    features[:, :3], action[:, :3] = 9, 9
+    assert torch.equal(history(features, action, first), before)
+
+
+def test_actor_and_critic_learn_at_index_seven_and_bootstrap_from_index_eight() -> None:
+    batch = batches(1)[0]
+    clear = dataclasses.replace(batch, is_first=torch.zeros_like(batch.is_first))
+    features, state = torch.randn(12, T + 1, 5), torch.randn(12, T + 1, 3)
+    step = last_transition(clear, features, state)
+    assert torch.equal(step.state, state[:, 7])
+    assert torch.equal(step.next_state, state[:, 8])
+    assert torch.equal(step.action, batch.action[:, 7])
+    assert torch.equal(step.reward, batch.reward[:, 7])
+    assert torch.equal(step.discount, batch.discount[:, 7])
+    now = torch.cat((features[:, 0:8].flatten(1), batch.action[:, 0:7].flatten(1)), 1)
+    after = torch.cat((features[:, 1:9].flatten(1), batch.action[:, 1:8].flatten(1)), 1)
+    assert torch.equal(step.observation, now)
+    assert torch.equal(step.next_observation, after)
+
+
+def test_actor_and_critic_send_no_gradient_into_the_model() -> None:
+    learner, batch = agent(), batches(1)[0]
+    assert batch.image is not None
+    features = learner.model.encode(batch.image)
+    belief = learner.model.infer(features, batch.action, batch.is_first, learner.generator)
+    assert belief.state.requires_grad
+    step = last_transition(batch, features, belief.state)
+    learner.core.update(step, learner.generator)
+    target = learner.core.critic_target(step, learner.generator)
+    learner.core.critic_loss(step, target)[0].backward()
+    policy = learner.core.policy(step.observation)
+    learner.core.actor_loss(step, policy, learner.generator).backward()
+    assert all(p.grad is None for p in learner.model.parameters())
+
+
+def test_model_learns_from_the_first_windows_and_the_rest_only_from_the_critic() -> None:
+    batch = batches(1)[0]
+    image = batch.image.clone()
+    image[4:] = 0
+    changed = dataclasses.replace(batch, image=image)
+    one, other = agent(), agent()
+    first, second = one.update(batch), other.update(changed)
+    assert first["model_loss"] == second["model_loss"]
+    assert first["critic_loss"] != second["critic_loss"]
+    for p, q in zip(one.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_reinforcement_learning_sees_the_samples_that_the_model_was_trained_on() -> None:
+    # If every window is a model window, the update draws one posterior sample for both.
+    config = SMALL.model_copy(update={"model_batch": 12})
+    learner, batch = agent(config), batches(1)[0]
+    drawn: list[Tensor] = []
+    infer = learner.model.infer
+
+    def counted(features: Tensor, *rest: Tensor) -> object:
+        drawn.append(features)
+        return infer(features, *rest)  # type: ignore[arg-type]
+
+    learner.model.infer = counted  # type: ignore[assignment,method-assign]
+    learner.update(batch)
+    assert len(drawn) == 1
+
+
+def test_pretraining_moves_the_model_alone() -> None:
+    learner, batch = agent(), batches(1)[0]
+    before = {name: w.clone() for name, w in learner.core.policy.state_dict().items()}
+    weight = learner.model.encoder.last.weight.detach().clone()
+    metrics = learner.pretrain(batch)
+    assert set(metrics) == {"model_loss", "image_nll", "kl", "reward_nll"}
+    assert not torch.equal(learner.model.encoder.last.weight, weight)
+    assert all(torch.equal(w, before[name]) for name, w in learner.core.policy.state_dict().items())
+
+
+def test_reward_after_an_episodes_end_is_not_learned() -> None:
+    batch = batches(1)[0]
+    reward = torch.where(batch.is_last[:, :-1], 1e3, batch.reward)
+    assert not torch.equal(reward, batch.reward)
+    poisoned = dataclasses.replace(batch, reward=reward)
+    assert agent().pretrain(batch) == agent().pretrain(poisoned)
+
+
+def test_model_step_does_not_leak_into_the_same_updates_actor_critic() -> None:
+    batch = batches(1)[0]
+    still = agent(SMALL.model_copy(update={"model": SMALL.model.model_copy(update={"lr": 1e-12})}))
+    moving = agent(SMALL.model_copy(update={"model": SMALL.model.model_copy(update={"lr": 1e-1})}))
+    a, b = still.update(batch), moving.update(batch)
+    assert a["critic_loss"] == b["critic_loss"]
+    assert a["actor_loss"] == b["actor_loss"]
+
+
+def weights(learner: SlacAgent) -> dict[str, Tensor]:
+    value = learner.core.value.state_dict()
+    return {**learner.model.state_dict(), **learner.core.policy.state_dict(), **value}
+
+
+def same(a: SlacAgent, b: SlacAgent) -> bool:
+    x, y = weights(a), weights(b)
+    return all(torch.equal(x[name], y[name]) for name in x)
+
+
+def test_same_seed_and_batches_give_bit_identical_agents() -> None:
+    one, other, different = agent(), agent(), agent(seed=1)
+    for batch in batches(4):
+        assert one.update(batch) == other.update(batch)
+    assert same(one, other)
+    assert not same(one, different)
+
+
+def test_restored_agent_continues_bit_for_bit() -> None:
+    learner, restored = agent(), agent(seed=5)
+    early, late = batches(3), batches(3, seed=1)
+    for batch in early:
+        learner.update(batch)
+    restored.load_state_dict(learner.state_dict())
+    for batch in late:
+        assert learner.update(batch) == restored.update(batch)
+    assert same(learner, restored)
+
+
+def test_looking_does_not_disturb_training() -> None:
+    one, other = agent(), agent()
+    for batch in batches(3):
+        one.represent(batch)
+        one.reconstruct(batch)
+        assert one.update(batch) == other.update(batch)
+
+
+def test_strips_show_truth_and_three_kinds_of_imagination() -> None:
+    learner, batch = agent(), batches(1)[0]
+    strips = learner.reconstruct(batch)
+    assert list(strips) == ["truth", "posterior", "conditional_prior", "prior"]
+    within = ~batch.is_first[:, 1:].any(1)
+    count = min(8, int(within.sum()))
+    for strip in strips.values():
+        assert strip.shape == (count, T + 1, *SHAPE)
+        assert strip.dtype == np.uint8
+    assert batch.image is not None
+    truth = batch.image[within][:8].permute(0, 1, 3, 4, 2).numpy()
+    np.testing.assert_array_equal(strips["truth"], truth)
+    # Both start from the same latent.
+    np.testing.assert_array_equal(strips["posterior"][:, 0], strips["conditional_prior"][:, 0])
+
+
+def test_no_window_within_an_episode_gives_no_strips() -> None:
+    batch = batches(1)[0]
+    is_first = batch.is_first.clone()
+    is_first[:, 3] = True
+    strips = agent().reconstruct(dataclasses.replace(batch, is_first=is_first))
+    assert all(len(strip) == 0 for strip in strips.values())
+
+
+def test_keeping_freed_memory_changes_no_bit() -> None:
+    batch = batches(1)[0]
+    before = agent().update(batch)
+    keep_freed_memory()
+    assert agent().update(batch) == before
+
+
+def test_representation_is_one_latent_per_window() -> None:
+    latent = agent().represent(batches(1)[0])
+    assert latent.shape == (12, 10)
+    assert latent.dtype == np.float32
+
+
+def test_bfloat16_convolutions_give_nearly_the_same_losses() -> None:
+    batch = batches(1)[0]
+    exact = agent().update(batch)
+    rough = agent(SMALL.model_copy(update={"precision": "bf16"})).update(batch)
+    for name in ("model_loss", "kl", "critic_loss", "actor_loss"):
+        assert rough[name] == pytest.approx(exact[name], rel=0.05, abs=0.05)
+
+
+def test_further_critic_updates_reuse_the_encoded_batch() -> None:
+    config = SMALL.model_copy(update={"sac": SMALL.sac.model_copy(update={"critic_updates": 3})})
+    learner = agent(config)
+    assert learner.batch_size == 12
+    learner.update(batches(1)[0])
+    steps = learner.core.state_dict()["critic_optimiser"]["state"].values()
+    assert {int(s["step"]) for s in steps} == {3}
+
+
+def test_batch_without_images_is_refused_by_name() -> None:
+    batch = dataclasses.replace(batches(1)[0], image=None)
+    with pytest.raises(ValueError, match="'image'"):
+        agent().update(batch)
+
+
+def test_model_batch_larger_than_the_batch_is_a_configuration_error() -> None:
+    with pytest.raises(ValueError, match="model_batch 32 is more than"):
+        SlacConfig(sac=SacConfig(batch_size=16))
