@@ -1,0 +1,1 @@
+"""Settings: the command line, YAML files and `--set` flags become one checked, frozen model."""

@@ -1,0 +1,91 @@
+"""The root of a run's configuration: its four sections, and how they must fit together.
+
+The composition root of the settings: the only module here that knows the other packages, and of those only
+their models. The loader works for any schema.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pydantic import BaseModel, ConfigDict
+
+from agent.config import AgentConfig
+from agent.schedule import TrainConfig
+from configs.loader import Problem
+from robot.rig import CAMERA, RigConfig
+from tasks.valve import ValveConfig
+
+
+class RunConfig(BaseModel):
+    """Everything that a run was made of; saved with it as config.yaml."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: ValveConfig
+    hw: RigConfig
+    agent: AgentConfig
+    train: TrainConfig = TrainConfig()
+
+
+ENCODER_STRIDE = 16  # px; SLAC's encoder halves images four times
+
+
+def cross_checks(config: RunConfig) -> Iterator[Problem]:
+    """What is right by itself but not beside the rest: task against robot, agent against camera."""
+    yield from _joints_and_time(config)
+    if config.agent.kind != "sac_state":
+        yield from _images(config)
+    random_steps = config.train.scaled().random_steps
+    if config.agent.kind == "slac" and config.agent.window >= random_steps:
+        window = f"a window of {config.agent.window} steps"
+        yield Problem(
+            "agent.window", f"{window} does not fit into the {random_steps} random steps to begin with"
+        )
+    if config.train.replay_capacity < random_steps:
+        yield Problem(
+            "train.replay_capacity", f"holds less than the {random_steps} random steps to begin with"
+        )
+
+
+def _joints_and_time(config: RunConfig) -> Iterator[Problem]:
+    period, dclaw = config.task.period, config.hw.dclaw
+    fingers = 3 * len(config.task.action_range)
+    if fingers != len(dclaw.joint_ids):
+        yield Problem(
+            "hw.dclaw.joint_ids", f"the task moves {fingers} joints, this robot has {len(dclaw.joint_ids)}"
+        )
+    if period < config.hw.control_period:
+        yield Problem("task.period", f"this rig needs at least {config.hw.control_period:g} s per step")
+    if 2 * period > dclaw.watchdog:
+        limit = f"the servos stop after {dclaw.watchdog:g} s without a command"
+        yield Problem(
+            "task.period", f"{limit} (hw.dclaw.watchdog), so a step can take {dclaw.watchdog / 2:g} s"
+        )
+
+
+def _images(config: RunConfig) -> Iterator[Problem]:
+    """What an agent that sees needs of the camera."""
+    task, camera = config.task, config.hw.camera
+    if task.camera != CAMERA:
+        yield Problem("task.camera", f"this rig has no camera {task.camera!r}, only {CAMERA!r}")
+    width, height = camera.size
+    if task.image_size != (height, width):
+        wanted = f"{task.image_size[1]}x{task.image_size[0]}"
+        yield Problem("hw.camera.size", f"the camera delivers {width}x{height}, the task expects {wanted}")
+    if config.agent.kind == "slac" and (width % ENCODER_STRIDE or height % ENCODER_STRIDE):
+        yield Problem("hw.camera.size", f"SLAC needs multiples of {ENCODER_STRIDE} px, saw {width}x{height}")
+    fps = config.hw.emulator.fps if config.hw.kind == "emulated" else camera.fps
+    if config.hw.kind != "sim" and 1 / fps + camera.delay > task.period:
+        path = "hw.emulator.fps" if config.hw.kind == "emulated" else "hw.camera.fps"
+        yield Problem(path, f"no frame would be fresh enough: a step takes {task.period:g} s")
+    if config.hw.kind == "real" and task.cue == "dot" and camera.projection is None:
+        yield Problem("hw.camera.projection", "is needed to draw the goal into the image (task.cue: dot)")
+
+
+class HwConfig(BaseModel):
+    """The robot's section alone, for commands that need no task."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    hw: RigConfig

@@ -1,0 +1,774 @@
+"""Learn manipulation from camera images: parse the command line, compose rig, task and agent, exit.
+
+Exit codes: 0 done, 1 the run failed (the fault is named), 2 usage or configuration, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from ctypes.util import find_library
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TextIO
+
+from configs.command_line import parse
+
+if TYPE_CHECKING:
+    from agent.actor import Actor
+    from agent.display import Display
+    from agent.episodes import Episode, EpisodeSummary
+    from agent.policy import Policy
+    from agent.run_dir import RunDir
+    from agent.train import Training
+    from configs.document import Layer
+    from configs.run import RunConfig
+    from robot.rig import Rig, RigConfig
+    from robot.types import Image
+    from tasks.env import RobotEnv
+    from tasks.replay import Replay, Rescore
+    from tasks.valve import Valve
+
+ROOT = Path(__file__).parent
+CONFIGS = ROOT / "configs"
+MCAP_MAGIC = b"\x89MCAP"
+WHY_NOT_SYNC = (
+    "the servos would stand under torque, their watchdog tripped, while the actor's process learns. "
+    "Leave it out: the learner then has a process of its own"
+)
+# MUJOCO_GL -> the library that MuJoCo then loads when it is imported, and its Debian packages.
+GRAPHICS = {"egl": ("EGL", "libegl1 libopengl0 libgl1-mesa-dri"), "osmesa": ("OSMesa", "libosmesa6")}
+SAME_REWARD = 1e-9  # what adding the same numbers in another order may change
+STUBBORN = 1.0  # s after a first Ctrl-C in which others do not count: the robot is being relaxed
+
+
+# --- Settings
+
+
+def compose(args: argparse.Namespace) -> RunConfig:
+    """The configuration in force: task < hw < agent < --config < --set and short flags."""
+    from configs.document import Layer
+    from configs.loader import find
+
+    folders = {"tasks": args.task, "hw": args.hw, "agent": getattr(args, "agent", "slac")}
+    return checked(args, [Layer.from_file(find(CONFIGS / folder, word)) for folder, word in folders.items()])
+
+
+def recompose(args: argparse.Namespace, made: Layer) -> RunConfig:
+    """The configuration that something was made with; --hw puts another rig in its place.
+
+    As a whole: limits that were widened for a simulation must not reach a robot of metal.
+    """
+    from configs.document import Layer
+    from configs.loader import find
+
+    if not args.hw:
+        return checked(args, [made])
+    return checked(args, [made.without("hw"), Layer.from_file(find(CONFIGS / "hw", args.hw))])
+
+
+def checked(args: argparse.Namespace, layers: Sequence[Layer]) -> RunConfig:
+    """The layers with --config, the short flags and --set over them. Raises ConfigError."""
+    from configs.document import Layer
+    from configs.loader import load
+    from configs.run import RunConfig, cross_checks
+
+    given = {word: getattr(args, word, None) for word in ("steps", "seed", "sync")}
+    short = [f"train.{word}={str(value).lower()}" for word, value in given.items() if value is not None]
+    above = [Layer.from_file(path) for path in args.config]
+    return load(RunConfig, [*layers, *above, Layer.from_overrides([*short, *args.overrides])], [cross_checks])
+
+
+def check_learner(config: RunConfig) -> None:
+    """Refuses --sync where it does harm, and a device that is not there. Raises ConfigError."""
+    from configs.document import ConfigError
+
+    if config.train.sync and config.hw.kind != "sim":
+        raise ConfigError([f"--sync is not for {config.hw.kind} hardware: {WHY_NOT_SYNC}"])
+    if config.agent.device == "cpu":
+        return
+    import torch
+
+    try:
+        torch.zeros(1, device=config.agent.device)
+    except (RuntimeError, AssertionError) as error:
+        usable = ", ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))])
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            [f"agent.device: {config.agent.device!r} fails ({reason}); usable here: {usable}"]
+        ) from None
+
+
+def sizes(config: RunConfig) -> dict[str, Any]:
+    """The shapes that agent and policy are built for."""
+    from tasks.valve import Valve
+
+    task = Valve(config.task)
+    return {
+        "image_shape": (*task.image_size, 3),
+        "state_size": task.state_size,
+        "action_size": task.action_size,
+    }
+
+
+def sees(config: RunConfig) -> bool:
+    """Whether the agent learns from camera images."""
+    return config.agent.kind != "sac_state"
+
+
+def labels(config: RunConfig) -> dict[str, str]:
+    """The task's measures as people call them."""
+    return {
+        "success": f"success at {config.task.success:g} rad",
+        "success_20deg": "success at 20 degrees",
+        "error": "final error, rad",
+        "angle": "final angle, rad",
+    }
+
+
+# --- The rig
+
+
+class MissingPart(Exception):
+    """This machine lacks something that the program needs: model files, OpenGL. Says what to install."""
+
+
+def check_graphics(wanted: str) -> None:
+    """Refuses a MUJOCO_GL with which MuJoCo cannot even be imported. Raises MissingPart."""
+    if wanted in ("", "glfw", "disable"):
+        return
+    if wanted not in GRAPHICS:
+        raise MissingPart(f"MUJOCO_GL is {wanted!r}, expected egl, osmesa or glfw. Type: unset MUJOCO_GL")
+    library, packages = GRAPHICS[wanted]
+    if find_library(library) is None:
+        way_out = f"Type `unset MUJOCO_GL`, or as root `apt-get install {packages}`"
+        raise MissingPart(f"MUJOCO_GL is {wanted}, but there is no lib{library} here. {way_out}")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A rig that is ready to move, with its task and environment."""
+
+    rig: Rig
+    task: Valve
+    env: RobotEnv
+
+
+@contextmanager
+def stage(config: RunConfig, *, images: bool) -> Iterator[Stage]:
+    """The rig, engaged; relaxed and closed on every way out. Raises MissingPart, Fault."""
+    from tasks.env import RobotEnv
+    from tasks.valve import Valve
+
+    with open_rig(config.hw, images=images) as rig:
+        if images:
+            picture_of(rig)
+        task = Valve(config.task)
+        yield Stage(rig, task, RobotEnv(rig, task, images=images, seed=config.train.seed))
+
+
+def open_rig(config: RigConfig, *, images: bool) -> Rig:
+    """The rig, not yet engaged."""
+    from robot.rig import build
+
+    try:
+        return build(config, cameras=images)
+    except FileNotFoundError as error:  # ROBEL's files; of everything else a rig raises its own faults
+        raise MissingPart(str(error)) from error
+
+
+def picture_of(rig: Rig) -> Callable[[], Image] | None:
+    """The view for people, where there is one; it was drawn once already. Raises MissingPart."""
+    if rig.realtime:
+        return rig.picture if rig.cameras else None
+    try:
+        rig.picture()
+    except RuntimeError as error:  # no OpenGL
+        raise MissingPart(str(error)) from error
+    return rig.picture
+
+
+def film_of(rig: Rig) -> Callable[[], Image] | None:
+    """As `picture_of`, but a run is not to end, hours later, at its first film for want of OpenGL."""
+    try:
+        return picture_of(rig)
+    except MissingPart as part:
+        print(f"There will be no video. {part}", file=sys.stderr)
+        return None
+
+
+# --- Runs
+
+
+@contextmanager
+def opened(args: argparse.Namespace, config: RunConfig, *, images: bool) -> Iterator[tuple[RunDir, Stage]]:
+    """The run directory, ours alone, and the engaged rig. A run whose rig never came up leaves nothing."""
+    from agent.run_dir import RunDir
+
+    agent = getattr(args, "agent", args.command)
+    path = Path(args.run or f"runs/{args.task}-{agent}-{args.hw}-{time.strftime('%Y%m%d-%H%M%S')}")
+    run = RunDir.open(path) if args.resume else RunDir.vacant(path)
+    try:
+        with ExitStack() as stack:
+            if args.resume:
+                stack.enter_context(run.lock("actor"))
+                make_whole(run, config)
+            scene = stack.enter_context(stage(config, images=images))
+            if not args.resume:
+                create(run, config)
+                stack.enter_context(run.lock("actor"))
+            remember(run, args, config)
+            yield run, scene
+    except KeyboardInterrupt:
+        if (run.path / "config.yaml").exists():
+            print(f"To go on: the same command with --resume --run {run.path}", file=sys.stderr)
+        raise
+
+
+def create(run: RunDir, config: RunConfig) -> None:
+    """The folder of a new run. Raises ConfigError when there can be none."""
+    from configs.document import ConfigError
+    from configs.loader import dump
+
+    try:
+        run.create(run.path, dump(config))
+    except OSError as error:
+        message = f"--run {run.path}: no run can be made there ({error.strerror}); choose another folder"
+        raise ConfigError([message]) from error
+
+
+# What may change when a run goes on: the schedule, where things are plugged in, what computes.
+MAY_CHANGE = ("train.", "hw.bus.", "hw.camera.source", "agent.device", "agent.matmul")
+
+
+def make_whole(run: RunDir, config: RunConfig) -> None:
+    """Closes what a crash left open. Raises ConfigError for a run of another task, robot or agent."""
+    from agent.recovery import recover
+    from configs.document import ConfigError
+    from configs.loader import differences
+
+    changes = differences(made_with(run), config)
+    forbidden = [f"  {line}" for line in changes if not line.startswith(MAY_CHANGE)]
+    if forbidden:
+        way_out = "Resume it with the same ones, or choose another --run"
+        raise ConfigError([f"{run.path} was made with other settings:", *forbidden, way_out])
+    found = recover(run.path)
+    news = [f"recovered {summary.file}: {summary.steps} steps" for summary in found.recovered]
+    news += [f"left out: {trouble}" for trouble in found.damaged]
+    print(*[f"changed: {line}" for line in changes], *news, sep="\n", end="\n" * bool(changes or news))
+
+
+def made_with(run: RunDir) -> RunConfig:
+    """The configuration that a run was last started with. Raises ConfigError."""
+    from configs.document import ConfigError, Layer
+    from configs.loader import load
+    from configs.run import RunConfig
+
+    try:
+        return load(RunConfig, [Layer.from_file(run.path / "config.yaml")])
+    except ConfigError as error:
+        news = f"{run.path} cannot be used; is it damaged, or of another version of this program?"
+        raise ConfigError([news, *error.messages]) from error
+
+
+def remember(run: RunDir, args: argparse.Namespace, config: RunConfig) -> None:
+    """Writes what the learner reads, and by which command this session came about. Raises DiskError."""
+    from agent.files import append_row, to_json, write_atomic
+    from configs.loader import dump
+
+    write_atomic(run.path / "config.yaml", dump(config))
+    write_atomic(run.path / "spaces.json", to_json(sizes(config)))
+    row = {"time": time.time(), "argv": sys.argv, "task": args.task, "hw": args.hw, **provenance()}
+    append_row(run.path / "sessions.jsonl", row)
+
+
+def provenance() -> dict[str, Any]:
+    """The program's commit and the versions of what numbers depend on."""
+    import importlib.metadata
+    import subprocess
+
+    versions = {"python": sys.version.split()[0]}
+    parts = ("torch", "mujoco", "numpy", "robel", "dynamixel-sdk", "opencv-python-headless", "opencv-python")
+    for part in parts:
+        try:
+            versions[part] = importlib.metadata.version(part)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # one of the two OpenCVs
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # no git on this machine
+        commit = ""
+    return {"versions": versions, "commit": commit or "unknown"}
+
+
+def make_actor(config: RunConfig, scene: Stage, args: argparse.Namespace) -> Actor:
+    """The actor on a stage, with everything that each episode's log says of its run."""
+    from agent.actor import Actor
+    from configs.loader import dump
+    from robot.types import Fault
+
+    header = {
+        "task": args.task,
+        "hw": args.hw,
+        "agent": config.agent.kind,
+        "period": config.task.period,
+        "config": dump(config),
+        "rig": scene.rig.describe(),
+        "wall_offset": time.time() - scene.rig.clock.now(),
+        **provenance(),
+    }
+    faults = config.train.max_faults_in_a_row
+    rest, timing = scene.rig.robot.relax, scene.env.ticker.statistics
+    return Actor(scene.env, header, (Fault,), config.train.seed, faults, rest=rest, timing=timing)
+
+
+# --- Commands
+
+
+def command_train(args: argparse.Namespace) -> int:
+    """Learns a task and reports."""
+    config = compose(args)
+    check_learner(config)
+    if args.print_config:
+        return print_config(config)
+    if args.dry_run:
+        return dry_run(config)
+    with opened(args, config, images=sees(config)) as (run, scene):
+        make_training(config, run, scene, args).execute()
+    return 0
+
+
+def print_config(config: RunConfig) -> int:
+    """Shows the values in force, as a file for --config."""
+    from configs.loader import dump
+
+    print(dump(config), end="")
+    return 0
+
+
+def dry_run(config: RunConfig) -> int:
+    """Builds rig, task and agent and takes one random step; a real robot is looked at only."""
+    from agent.build import build_agent
+
+    agent = build_agent(config.agent, seed=config.train.seed, **sizes(config))
+    weights = sum(tensor.numel() for tensor in agent.policy_weights().values())
+    print(f"ok: {config.agent.kind} with a policy of {weights} weights")
+    if config.hw.kind == "real":
+        return check_rig(config.hw)
+    with stage(config, images=sees(config)) as scene:
+        observation, _ = scene.env.reset(seed=config.train.seed)
+        *_, info = scene.env.step(scene.env.action_space.sample())
+    if "fault" in info:
+        print(f"{info['fault']}: {info['fault_message']}", file=sys.stderr)
+        return 1
+    shapes = ", ".join(f"{key} {'x'.join(map(str, value.shape))}" for key, value in observation.items())
+    terms = ", ".join(f"{key} {value:.3f}" for key, value in info["terms"].items())
+    print(f"ok: one step on {config.hw.kind} hardware: {shapes}; reward: {terms}")
+    return 0
+
+
+def make_training(config: RunConfig, run: RunDir, scene: Stage, args: argparse.Namespace) -> Training:
+    """Actor, learner, policies and display of one run, put together."""
+    import numpy as np
+
+    from agent.build import build_policy, prepare_process
+    from agent.display import Display
+    from agent.metrics import MetricsLog
+    from agent.policy import RandomPolicy
+    from agent.train import LocalLearner, RemoteLearner, Training
+
+    sync = not scene.rig.realtime if config.train.sync is None else config.train.sync
+    prepare_process(config.agent, config.train.learner_threads if sync else 1)  # acting needs one core
+    seeds = np.random.SeedSequence([config.train.seed, len(run.index("episodes"))]).generate_state(2)
+    metrics = MetricsLog(run.path)
+    return Training(
+        run=run,
+        config=config.train.scaled(),
+        actor=make_actor(config, scene, args),
+        link=LocalLearner(run, metrics) if sync else RemoteLearner(run),
+        policy=build_policy(config.agent, seed=int(seeds[0]), **sizes(config)),
+        random_policy=RandomPolicy(scene.task.action_size, np.random.default_rng(seeds[1])),
+        metrics=metrics,
+        display=Display(config.train.steps),
+        statistics=scene.rig.statistics,
+        picture=film_of(scene.rig),
+        labels=labels(config),
+    )
+
+
+def command_collect(args: argparse.Namespace) -> int:
+    """Logs episodes of a fixed policy: first data, demonstrations of what chance does."""
+    from agent.display import Display
+    from agent.train import conclude
+
+    config, wanted = compose(args), args.episodes or 10
+    if args.print_config:
+        return print_config(config)
+    with opened(args, config, images=True) as (run, scene):
+        display = Display(wanted * config.task.horizon)
+        collection = Collection(run, display)
+        policy = fixed_policy(args.policy, config, scene, len(collection.done))
+        actor, index = make_actor(config, scene, args), run.next_episode()
+        try:
+            with display:
+                while len(collection.done) < wanted:
+                    actor.episode(policy, run.path / "episodes", index, explore=True, closed=collection.add)
+                    index += 1
+        finally:
+            actor.rest()
+            conclude(
+                run, training=collection.done, evaluation=[], labels=labels(config), console=display.console
+            )
+    return 0
+
+
+class Collection:
+    """The episodes of a run, those of earlier sessions included."""
+
+    def __init__(self, run: RunDir, display: Display) -> None:
+        from agent.episodes import EpisodeSummary
+
+        self.run, self.display = run, display
+        self.done = [EpisodeSummary.from_row(row) for row in run.index("episodes")]
+
+    def add(self, summary: EpisodeSummary) -> None:
+        """Enters a closed episode."""
+        self.done.append(summary)
+        self.run.append_index("episodes", summary)
+        self.display.episode(sum(one.steps for one in self.done), summary, {"phase": "collecting"})
+
+
+def fixed_policy(kind: str, config: RunConfig, scene: Stage, done: int) -> Policy:
+    """Uniformly random actions, other ones in each session; or the pose in which resets end, held."""
+    import numpy as np
+
+    from agent.policy import ConstantPolicy, RandomPolicy
+
+    if kind == "random":
+        rng = np.random.default_rng([config.train.seed, done])
+        return RandomPolicy(scene.task.action_size, rng)
+    home, reach = np.array(config.task.reset.home), np.array(config.task.action_range)
+    action = np.divide(home, reach, out=np.zeros_like(home), where=reach != 0).clip(-1, 1)
+    fingers = scene.task.action_size // len(home)
+    return ConstantPolicy(np.tile(action, fingers).astype(np.float32))
+
+
+def command_evaluate(args: argparse.Namespace) -> int:
+    """Measures a run's newest policy on a fixed list of starts and goals."""
+    from agent.run_dir import RunDir
+
+    run, wanted = RunDir.open(args.run), args.episodes or 20
+    config, policy = learned(args, run)
+
+    from agent.actor import EVALUATION_SEEDS  # after what can be mistyped: with it comes torch
+    from agent.display import Display
+    from agent.files import read_rows
+    from agent.metrics import render_summary, summarize, write_summary
+
+    made = read_rows(run.path / "sessions.jsonl")[:1] or [{}]
+    args.task, args.hw = made[0].get("task", config.task.kind), args.hw or made[0].get("hw", config.hw.kind)
+    folder = run.fresh_folder(f"evaluation/{time.strftime('%Y%m%d-%H%M%S')}")
+    done: list[EpisodeSummary] = []
+    with stage(config, images=sees(config)) as scene, Display(wanted) as display:
+        actor = make_actor(config, scene, args)
+        actor.warm_up(policy)
+        try:
+            for number in range(wanted):
+                index = EVALUATION_SEEDS + number
+                actor.episode(policy, folder, index, explore=False, closed=done.append)
+                display.evaluation(number + 1, wanted)
+        finally:
+            actor.rest()
+            summary = summarize([], done, labels=labels(config), log=folder)
+            if done:
+                write_summary(folder / "summary.json", summary)
+                render_summary(summary, display.console)
+    return 0
+
+
+def learned(args: argparse.Namespace, run: RunDir) -> tuple[RunConfig, Policy]:
+    """A run's configuration, perhaps on another rig, and its newest policy. Raises ConfigError, RunError."""
+    from configs.document import ConfigError, Layer
+    from configs.loader import differences
+
+    before, config = made_with(run), recompose(args, Layer.from_file(run.path / "config.yaml"))
+    fixed = ("agent.", "task.image_size", "task.action_range")
+    other = [f"  {line}" for line in differences(before, config) if line.startswith(fixed)]
+    if other:
+        raise ConfigError([f"{run.path} learned with other settings:", *other, "Leave them as they were."])
+    from agent.build import build_policy
+    from agent.run_dir import RunError
+
+    newest = run.latest_weights(after=0)
+    if newest is None:
+        raise RunError(
+            f"{run.path} has no weights yet: nothing was learned. "
+            f"To go on with it: the command that began it with --resume --run {run.path}"
+        )
+    policy = build_policy(config.agent, seed=config.train.seed, **sizes(config))
+    policy.load_weights(newest[1])
+    return config, policy
+
+
+def command_replay(args: argparse.Namespace) -> int:
+    """Moves as a logged episode did and reports the difference; with --rescore nothing moves."""
+    from configs.document import Layer
+    from tasks.replay import replay, rescore
+    from tasks.valve import Valve
+
+    episode = logged(args.episode)
+    config = recompose(args, Layer.from_text(episode.header["config"], f"{args.episode} (config)"))
+    telemetry = episode.telemetry
+    if args.rescore:
+        steps = {column: values[1:] for column, values in telemetry.items()}
+        with usable(args.episode):
+            return show_rescore(rescore(Valve(config.task), episode.parameters, steps, episode.terms))
+    with stage(config, images=False) as scene, usable(args.episode):
+        result = replay(
+            scene.rig,
+            telemetry["applied"][1:],
+            config.task.period,
+            config.task.reset,
+            start=telemetry["joint_position"][0],
+            object_start=float(telemetry["object_position"][0, 0]),
+        )
+    return show_replay(result, telemetry)
+
+
+def logged(path: str) -> Episode:
+    """An episode that can be replayed, without its images. Raises ConfigError, EpisodeError."""
+    from agent.episodes import read_episode
+    from configs.document import ConfigError
+
+    if not Path(path).is_file():
+        what = "is no file" if Path(path).exists() else "does not exist"
+        raise ConfigError([f"{path} {what}; `ls runs/*/episodes` shows the episodes that there are"])
+    with open(path, "rb") as file:
+        if file.read(len(MCAP_MAGIC)) not in (MCAP_MAGIC, b""):
+            raise ConfigError(
+                [f"{path} is no episode: expected an MCAP file, such as runs/*/episodes/*.mcap"]
+            )
+    episode = read_episode(Path(path), images=False)
+    if "config" not in episode.header:
+        raise ConfigError([f"{path} says nothing of its settings: it is no episode of this program"])
+    if not len(episode.actions):
+        raise ConfigError([f"{path} holds no step: it was interrupted before the first; choose another"])
+    return episode
+
+
+@contextmanager
+def usable(path: str) -> Iterator[None]:
+    """Arrays that do not fit robot or task are the episode's fault, not the program's."""
+    from configs.document import ConfigError
+
+    try:
+        yield
+    except (ValueError, KeyError) as error:
+        raise ConfigError([f"{path}: {error}"]) from error
+
+
+def show_rescore(result: Rescore) -> int:
+    """Prints whether the rewards computed again are the logged ones; 1 when they are not."""
+    steps, success = len(result.success), bool(result.success[-1])
+    print(f"return {result.reward.sum():.4f} in {steps} steps, {'success' if success else 'no success'}")
+    if result.difference < SAME_REWARD:
+        print("every reward term is as in the log")
+        return 0
+    print(f"a reward term differs from the log by {result.difference:.3g}: it was scored by other rules")
+    return 1
+
+
+def show_replay(result: Replay, telemetry: Mapping[str, Any]) -> int:
+    """Prints how well the joints followed, and how far the motion was from the logged one."""
+    import numpy as np
+    from rich.console import Console
+    from rich.table import Table
+
+    from tasks.resets import joint_name
+
+    log = result.against(telemetry["joint_position"][1:])
+    table = Table("rad", "lag rms", "lag max", "log rms", "log max")
+    for number, row in enumerate(
+        zip(result.tracking.rms, result.tracking.max, log.rms, log.max, strict=True)
+    ):
+        table.add_row(joint_name(number), *(f"{value:.3f}" for value in row))
+    table.add_section()
+    rms = [float(np.sqrt(np.mean(part.rms**2))) for part in (result.tracking, log)]
+    worst = (rms[0], result.tracking.max.max(), rms[1], log.max.max())
+    table.add_row("all", *(f"{value:.3f}" for value in worst))
+    valve = result.object_against(telemetry["object_position"][1:, 0])
+    console = Console(highlight=False)
+    console.print(table)
+    console.print("lag: the joints behind their commands; log: the joints now and in the episode")
+    console.print(
+        f"valve now and in the episode: {valve[-1]:.3f} rad apart at the end, {valve.max():.3f} at most"
+    )
+    console.print(f"{len(result.position)} steps, {result.late} late")
+    return 0
+
+
+def command_check(args: argparse.Namespace) -> int:
+    """Tests the rig without moving it."""
+    from configs.document import Layer
+    from configs.loader import find, load
+    from configs.run import HwConfig
+
+    layers = [Layer.from_file(path) for path in (find(CONFIGS / "hw", args.hw), *args.config)]
+    return check_rig(load(HwConfig, [*layers, Layer.from_overrides(args.overrides)]).hw)
+
+
+def check_rig(config: RigConfig) -> int:
+    """Prints the table of checks; nothing moves."""
+    from rich.console import Console
+
+    from robot.doctor import check
+
+    return 0 if check(config, Console()) else 1
+
+
+def command_list(args: argparse.Namespace) -> int:
+    """Prints what can be named on the command line."""
+    from configs.loader import choices
+
+    folders = {"--task": CONFIGS / "tasks", "--hw": CONFIGS / "hw", "--agent": CONFIGS / "agent"}
+    for flag, folder in {**folders, "--config": CONFIGS}.items():
+        print(flag)
+        for word in choices(folder):
+            path = folder / f"{word}.yaml"
+            shown = os.path.relpath(path) if folder == CONFIGS else word
+            print(f"  {shown:<20} {about(path)}")
+    return 0
+
+
+def about(path: Path) -> str:
+    """The first sentence of a file's first line, which is a comment."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return lines[0].lstrip("# ").partition(". ")[0].rstrip(".") if lines else "(empty)"
+
+
+# --- The end
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "train": command_train,
+    "collect": command_collect,
+    "evaluate": command_evaluate,
+    "replay": command_replay,
+    "check": command_check,
+    "list": command_list,
+}
+
+# By name, because importing them to compare would cost a mistyped command the seconds that torch takes.
+# 2 is what the person can correct in the command, 1 a run that failed; everything else is a bug of ours.
+EXIT_CODES = {
+    "configs.document.ConfigError": 2,
+    "agent.run_dir.RunError": 2,
+    "agent.run_dir.RunBusy": 1,
+    "agent.run_dir.CheckpointCorrupt": 1,
+    "agent.actor.TooManyFaultsError": 1,
+    "agent.episodes.EpisodeError": 1,
+    "agent.files.DiskError": 1,
+    "agent.learner.TrainingDivergedError": 1,
+    "agent.replay.ReplayTooSmall": 1,
+    "agent.train.LearnerDiedError": 1,
+    "robot.types.Fault": 1,
+    f"{MissingPart.__module__}.{MissingPart.__qualname__}": 1,
+    "builtins.MemoryError": 1,
+    "torch.OutOfMemoryError": 1,
+}
+TORCH_MEMORY = "DefaultCPUAllocator"  # by which alone PyTorch's plain RuntimeError is known
+# Of the file system: what a path on the command line can lead to.
+PATH_ERRORS = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO),
+    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+}
+
+
+def exit_code(error: Exception) -> int | None:
+    """What the program ends with; None for a bug of ours."""
+    if isinstance(error, OSError) and error.errno in PATH_ERRORS:
+        return 1
+    if isinstance(error, RuntimeError) and TORCH_MEMORY in str(error):
+        return 1
+    kinds = (f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__)
+    return next((EXIT_CODES[kind] for kind in kinds if kind in EXIT_CODES), None)
+
+
+def told(error: Exception) -> str:
+    """The error for the person at the bench."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, MemoryError) or TORCH_MEMORY in str(error):
+        return f"Not enough memory. {error} Lower train.replay_capacity or the agent's sizes."
+    return str(error)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Ctrl-C, kill and a closed terminal all end the program in the same order: as a KeyboardInterrupt."""
+    first = -STUBBORN
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal first
+        if time.monotonic() - first < STUBBORN:
+            return
+        first = time.monotonic()
+        raise KeyboardInterrupt
+
+    numbers = [signal.SIGTERM]  # what the caller chose to ignore (nohup, &) stays ignored
+    numbers += [n for n in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def plainly(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Prints a warning of ours without the line of code that it comes from."""
+    whole = warnings.formatwarning(message, category, filename, lineno, line)
+    print(message if category is UserWarning else whole, file=file or sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    args = parse(sys.argv[1:] if argv is None else argv)
+    try:
+        if args.command != "list":
+            check_graphics(os.environ.get("MUJOCO_GL", "").lower())
+        with stoppable(), warnings.catch_warnings():
+            warnings.showwarning = plainly
+            return COMMANDS[args.command](args)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `| head` has seen enough; what else stands in its way is no success
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0 if args.command == "list" or getattr(args, "print_config", False) else 1
+    except Exception as error:
+        code = exit_code(error)
+        if code is None:
+            raise
+        print(told(error), file=sys.stderr)
+        return code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
