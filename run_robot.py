@@ -6,35 +6,33 @@ Exit codes: 0 done, 1 the run failed (the fault is named), 2 usage or configurat
 from __future__ import annotations
 
 import argparse
-import errno
 import os
-import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from ctypes.util import find_library
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from configs.command_line import parse
+from configs.ending import MissingPart, exit_code, plainly, stoppable, told
 
 if TYPE_CHECKING:
     from agent.actor import Actor
     from agent.display import Display
-    from agent.episodes import Episode, EpisodeSummary
+    from agent.episodes import Episode
     from agent.policy import Policy
     from agent.run_dir import RunDir
     from agent.train import Training
     from configs.document import Layer
     from configs.run import RunConfig
+    from robot.emulator import EmulatorSetup
     from robot.rig import Rig, RigConfig
     from robot.types import Image
     from tasks.env import RobotEnv
-    from tasks.replay import Replay, Rescore
     from tasks.valve import Valve
 
 ROOT = Path(__file__).parent
@@ -46,8 +44,6 @@ WHY_NOT_SYNC = (
 )
 # MUJOCO_GL -> the library that MuJoCo then loads when it is imported, and its Debian packages.
 GRAPHICS = {"egl": ("EGL", "libegl1 libopengl0 libgl1-mesa-dri"), "osmesa": ("OSMesa", "libosmesa6")}
-SAME_REWARD = 1e-9  # what adding the same numbers in another order may change
-STUBBORN = 1.0  # s after a first Ctrl-C in which others do not count: the robot is being relaxed
 
 
 # --- Settings
@@ -85,6 +81,16 @@ def checked(args: argparse.Namespace, layers: Sequence[Layer]) -> RunConfig:
     short = [f"train.{word}={str(value).lower()}" for word, value in given.items() if value is not None]
     above = [Layer.from_file(path) for path in args.config]
     return load(RunConfig, [*layers, *above, Layer.from_overrides([*short, *args.overrides])], [cross_checks])
+
+
+def rig_settings(args: argparse.Namespace) -> RigConfig:
+    """The rig alone, for commands that know no task. Raises ConfigError."""
+    from configs.document import Layer
+    from configs.loader import find, load
+    from configs.run import HwConfig
+
+    layers = [Layer.from_file(path) for path in (find(CONFIGS / "hw", args.hw), *args.config)]
+    return load(HwConfig, [*layers, Layer.from_overrides(args.overrides)]).hw
 
 
 def check_learner(config: RunConfig) -> None:
@@ -135,10 +141,6 @@ def labels(config: RunConfig) -> dict[str, str]:
 
 
 # --- The rig
-
-
-class MissingPart(Exception):
-    """This machine lacks something that the program needs: model files, OpenGL. Says what to install."""
 
 
 def check_graphics(wanted: str) -> None:
@@ -246,7 +248,7 @@ def create(run: RunDir, config: RunConfig) -> None:
 
 
 # What may change when a run goes on: the schedule, where things are plugged in, what computes.
-MAY_CHANGE = ("train.", "hw.bus.", "hw.camera.source", "agent.device", "agent.matmul")
+MAY_CHANGE = ("train.", "hw.bus.", "hw.patience.", "hw.camera.source", "agent.device", "agent.matmul")
 
 
 def make_whole(run: RunDir, config: RunConfig) -> None:
@@ -282,37 +284,19 @@ def made_with(run: RunDir) -> RunConfig:
 def remember(run: RunDir, args: argparse.Namespace, config: RunConfig) -> None:
     """Writes what the learner reads, and by which command this session came about. Raises DiskError."""
     from agent.files import append_row, to_json, write_atomic
+    from agent.provenance import provenance
     from configs.loader import dump
 
     write_atomic(run.path / "config.yaml", dump(config))
     write_atomic(run.path / "spaces.json", to_json(sizes(config)))
-    row = {"time": time.time(), "argv": sys.argv, "task": args.task, "hw": args.hw, **provenance()}
+    row = {"time": time.time(), "argv": sys.argv, "task": args.task, "hw": args.hw, **provenance(ROOT)}
     append_row(run.path / "sessions.jsonl", row)
-
-
-def provenance() -> dict[str, Any]:
-    """The program's commit and the versions of what numbers depend on."""
-    import importlib.metadata
-    import subprocess
-
-    versions = {"python": sys.version.split()[0]}
-    parts = ("torch", "mujoco", "numpy", "robel", "dynamixel-sdk", "opencv-python-headless", "opencv-python")
-    for part in parts:
-        try:
-            versions[part] = importlib.metadata.version(part)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # one of the two OpenCVs
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    try:
-        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:  # no git on this machine
-        commit = ""
-    return {"versions": versions, "commit": commit or "unknown"}
 
 
 def make_actor(config: RunConfig, scene: Stage, args: argparse.Namespace) -> Actor:
     """The actor on a stage, with everything that each episode's log says of its run."""
     from agent.actor import Actor
+    from agent.provenance import provenance
     from configs.loader import dump
     from robot.types import Fault
 
@@ -324,11 +308,27 @@ def make_actor(config: RunConfig, scene: Stage, args: argparse.Namespace) -> Act
         "config": dump(config),
         "rig": scene.rig.describe(),
         "wall_offset": time.time() - scene.rig.clock.now(),
-        **provenance(),
+        **provenance(ROOT),
     }
-    faults = config.train.max_faults_in_a_row
-    rest, timing = scene.rig.robot.relax, scene.env.ticker.statistics
-    return Actor(scene.env, header, (Fault,), config.train.seed, faults, rest=rest, timing=timing)
+    return Actor(
+        scene.env,
+        header,
+        (Fault,),
+        config.train.seed,
+        config.train.max_faults_in_a_row,
+        rest=scene.rig.robot.relax,
+        timing=scene.env.ticker.statistics if scene.rig.realtime else dict,  # simulated steps are never late
+        events=scene.rig.events.drain,
+    )
+
+
+def make_display(scene: Stage, steps: int) -> Display:
+    """What a person sees: progress, and what happens on the rig when it happens."""
+    from agent.display import Display
+
+    display = Display(steps)
+    scene.rig.events.listen(display.event)
+    return display
 
 
 # --- Commands
@@ -381,7 +381,6 @@ def make_training(config: RunConfig, run: RunDir, scene: Stage, args: argparse.N
     import numpy as np
 
     from agent.build import build_policy, prepare_process
-    from agent.display import Display
     from agent.metrics import MetricsLog
     from agent.policy import RandomPolicy
     from agent.train import LocalLearner, RemoteLearner, Training
@@ -398,7 +397,7 @@ def make_training(config: RunConfig, run: RunDir, scene: Stage, args: argparse.N
         policy=build_policy(config.agent, seed=int(seeds[0]), **sizes(config)),
         random_policy=RandomPolicy(scene.task.action_size, np.random.default_rng(seeds[1])),
         metrics=metrics,
-        display=Display(config.train.steps),
+        display=make_display(scene, config.train.steps),
         statistics=scene.rig.statistics,
         picture=film_of(scene.rig),
         labels=labels(config),
@@ -407,44 +406,16 @@ def make_training(config: RunConfig, run: RunDir, scene: Stage, args: argparse.N
 
 def command_collect(args: argparse.Namespace) -> int:
     """Logs episodes of a fixed policy: first data, demonstrations of what chance does."""
-    from agent.display import Display
-    from agent.train import conclude
+    from agent.rollouts import Collection
 
     config, wanted = compose(args), args.episodes or 10
     if args.print_config:
         return print_config(config)
     with opened(args, config, images=True) as (run, scene):
-        display = Display(wanted * config.task.horizon)
-        collection = Collection(run, display)
+        collection = Collection(run, make_display(scene, wanted * config.task.horizon))
         policy = fixed_policy(args.policy, config, scene, len(collection.done))
-        actor, index = make_actor(config, scene, args), run.next_episode()
-        try:
-            with display:
-                while len(collection.done) < wanted:
-                    actor.episode(policy, run.path / "episodes", index, explore=True, closed=collection.add)
-                    index += 1
-        finally:
-            actor.rest()
-            conclude(
-                run, training=collection.done, evaluation=[], labels=labels(config), console=display.console
-            )
+        collection.fill(make_actor(config, scene, args), policy, wanted, labels(config))
     return 0
-
-
-class Collection:
-    """The episodes of a run, those of earlier sessions included."""
-
-    def __init__(self, run: RunDir, display: Display) -> None:
-        from agent.episodes import EpisodeSummary
-
-        self.run, self.display = run, display
-        self.done = [EpisodeSummary.from_row(row) for row in run.index("episodes")]
-
-    def add(self, summary: EpisodeSummary) -> None:
-        """Enters a closed episode."""
-        self.done.append(summary)
-        self.run.append_index("episodes", summary)
-        self.display.episode(sum(one.steps for one in self.done), summary, {"phase": "collecting"})
 
 
 def fixed_policy(kind: str, config: RunConfig, scene: Stage, done: int) -> Policy:
@@ -469,29 +440,14 @@ def command_evaluate(args: argparse.Namespace) -> int:
     run, wanted = RunDir.open(args.run), args.episodes or 20
     config, policy = learned(args, run)
 
-    from agent.actor import EVALUATION_SEEDS  # after what can be mistyped: with it comes torch
-    from agent.display import Display
     from agent.files import read_rows
-    from agent.metrics import render_summary, summarize, write_summary
+    from agent.rollouts import evaluate  # after what can be mistyped: with it comes torch
 
     made = read_rows(run.path / "sessions.jsonl")[:1] or [{}]
     args.task, args.hw = made[0].get("task", config.task.kind), args.hw or made[0].get("hw", config.hw.kind)
     folder = run.fresh_folder(f"evaluation/{time.strftime('%Y%m%d-%H%M%S')}")
-    done: list[EpisodeSummary] = []
-    with stage(config, images=sees(config)) as scene, Display(wanted) as display:
-        actor = make_actor(config, scene, args)
-        actor.warm_up(policy)
-        try:
-            for number in range(wanted):
-                index = EVALUATION_SEEDS + number
-                actor.episode(policy, folder, index, explore=False, closed=done.append)
-                display.evaluation(number + 1, wanted)
-        finally:
-            actor.rest()
-            summary = summarize([], done, labels=labels(config), log=folder)
-            if done:
-                write_summary(folder / "summary.json", summary)
-                render_summary(summary, display.console)
+    with stage(config, images=sees(config)) as scene, make_display(scene, wanted) as display:
+        evaluate(make_actor(config, scene, args), policy, folder, wanted, labels(config), display)
     return 0
 
 
@@ -523,6 +479,7 @@ def command_replay(args: argparse.Namespace) -> int:
     """Moves as a logged episode did and reports the difference; with --rescore nothing moves."""
     from configs.document import Layer
     from tasks.replay import replay, rescore
+    from tasks.replay_report import show_replay, show_rescore
     from tasks.valve import Valve
 
     episode = logged(args.episode)
@@ -531,7 +488,8 @@ def command_replay(args: argparse.Namespace) -> int:
     if args.rescore:
         steps = {column: values[1:] for column, values in telemetry.items()}
         with usable(args.episode):
-            return show_rescore(rescore(Valve(config.task), episode.parameters, steps, episode.terms))
+            same = show_rescore(rescore(Valve(config.task), episode.parameters, steps, episode.terms))
+        return 0 if same else 1
     with stage(config, images=False) as scene, usable(args.episode):
         result = replay(
             scene.rig,
@@ -541,7 +499,8 @@ def command_replay(args: argparse.Namespace) -> int:
             start=telemetry["joint_position"][0],
             object_start=float(telemetry["object_position"][0, 0]),
         )
-    return show_replay(result, telemetry)
+    show_replay(result, telemetry)
+    return 0
 
 
 def logged(path: str) -> Episode:
@@ -576,63 +535,73 @@ def usable(path: str) -> Iterator[None]:
         raise ConfigError([f"{path}: {error}"]) from error
 
 
-def show_rescore(result: Rescore) -> int:
-    """Prints whether the rewards computed again are the logged ones; 1 when they are not."""
-    steps, success = len(result.success), bool(result.success[-1])
-    print(f"return {result.reward.sum():.4f} in {steps} steps, {'success' if success else 'no success'}")
-    if result.difference < SAME_REWARD:
-        print("every reward term is as in the log")
-        return 0
-    print(f"a reward term differs from the log by {result.difference:.3g}: it was scored by other rules")
-    return 1
-
-
-def show_replay(result: Replay, telemetry: Mapping[str, Any]) -> int:
-    """Prints how well the joints followed, and how far the motion was from the logged one."""
-    import numpy as np
-    from rich.console import Console
-    from rich.table import Table
-
-    from tasks.resets import joint_name
-
-    log = result.against(telemetry["joint_position"][1:])
-    table = Table("rad", "lag rms", "lag max", "log rms", "log max")
-    for number, row in enumerate(
-        zip(result.tracking.rms, result.tracking.max, log.rms, log.max, strict=True)
-    ):
-        table.add_row(joint_name(number), *(f"{value:.3f}" for value in row))
-    table.add_section()
-    rms = [float(np.sqrt(np.mean(part.rms**2))) for part in (result.tracking, log)]
-    worst = (rms[0], result.tracking.max.max(), rms[1], log.max.max())
-    table.add_row("all", *(f"{value:.3f}" for value in worst))
-    valve = result.object_against(telemetry["object_position"][1:, 0])
-    console = Console(highlight=False)
-    console.print(table)
-    console.print("lag: the joints behind their commands; log: the joints now and in the episode")
-    console.print(
-        f"valve now and in the episode: {valve[-1]:.3f} rad apart at the end, {valve.max():.3f} at most"
-    )
-    console.print(f"{len(result.position)} steps, {result.late} late")
-    return 0
-
-
 def command_check(args: argparse.Namespace) -> int:
     """Tests the rig without moving it."""
-    from configs.document import Layer
-    from configs.loader import find, load
-    from configs.run import HwConfig
-
-    layers = [Layer.from_file(path) for path in (find(CONFIGS / "hw", args.hw), *args.config)]
-    return check_rig(load(HwConfig, [*layers, Layer.from_overrides(args.overrides)]).hw)
+    return check_rig(rig_settings(args), fix=args.fix)
 
 
-def check_rig(config: RigConfig) -> int:
+def check_rig(config: RigConfig, *, fix: bool = False) -> int:
     """Prints the table of checks; nothing moves."""
     from rich.console import Console
 
-    from robot.doctor import check
+    from robot.doctor import Options, check
 
-    return 0 if check(config, Console()) else 1
+    return 0 if check(config, Console(), Options(fix=fix)) else 1
+
+
+def command_motors(args: argparse.Namespace) -> int:
+    """Lists the servos on the bus, or leads through giving them their ids."""
+    from rich.console import Console
+
+    from configs.document import ConfigError
+    from robot.motors import name_servos, show
+
+    config = rig_settings(args)
+    if config.kind == "sim":
+        raise ConfigError([f"--hw {args.hw} is no bus with servos on it; --hw emulated and --hw dclaw are"])
+    whole = name_servos(config, answer_of, Console()) if args.set_id else show(config, Console())
+    return 0 if whole else 1
+
+
+def answer_of(question: str) -> str:
+    """What the person types; when nobody is there, the word that ends the questions."""
+    try:
+        return input(question)
+    except EOFError:
+        return "q"
+
+
+def command_emulate(args: argparse.Namespace) -> int:
+    """Serves an emulated D'Claw to whatever program wants one."""
+    from rich.console import Console
+
+    from configs.document import ConfigError
+    from robot.emulator import emulate_forever
+
+    args.hw = args.hw or "emulated"
+    setup = emulated(rig_settings(args), args.link)
+    try:
+        with suppress(KeyboardInterrupt):  # its usual end
+            emulate_forever(setup, Console())
+    except RuntimeError as error:  # no OpenGL
+        raise MissingPart(str(error)) from error
+    except OSError as error:
+        if error.errno is None:  # ROBEL's files
+            raise MissingPart(str(error)) from error
+        raise ConfigError([f"--link, or hw.emulator.http_port: {error}; choose another one"]) from error
+    return 0
+
+
+def emulated(config: RigConfig, link: str | None) -> EmulatorSetup:
+    """What the emulator must know of a rig."""
+    from robot.emulator import EmulatorSetup
+
+    return EmulatorSetup(
+        emulator=config.emulator.model_copy(update={"link": link or config.emulator.link}),
+        sim=config.sim,
+        servos=config.dclaw.joint_ids,
+        object_servo=config.dclaw.object_id,
+    )
 
 
 def command_list(args: argparse.Namespace) -> int:
@@ -664,87 +633,10 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "evaluate": command_evaluate,
     "replay": command_replay,
     "check": command_check,
+    "motors": command_motors,
+    "emulate": command_emulate,
     "list": command_list,
 }
-
-# By name, because importing them to compare would cost a mistyped command the seconds that torch takes.
-# 2 is what the person can correct in the command, 1 a run that failed; everything else is a bug of ours.
-EXIT_CODES = {
-    "configs.document.ConfigError": 2,
-    "agent.run_dir.RunError": 2,
-    "agent.run_dir.RunBusy": 1,
-    "agent.run_dir.CheckpointCorrupt": 1,
-    "agent.actor.TooManyFaultsError": 1,
-    "agent.episodes.EpisodeError": 1,
-    "agent.files.DiskError": 1,
-    "agent.learner.TrainingDivergedError": 1,
-    "agent.replay.ReplayTooSmall": 1,
-    "agent.train.LearnerDiedError": 1,
-    "robot.types.Fault": 1,
-    f"{MissingPart.__module__}.{MissingPart.__qualname__}": 1,
-    "builtins.MemoryError": 1,
-    "torch.OutOfMemoryError": 1,
-}
-TORCH_MEMORY = "DefaultCPUAllocator"  # by which alone PyTorch's plain RuntimeError is known
-# Of the file system: what a path on the command line can lead to.
-PATH_ERRORS = {
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO),
-    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
-}
-
-
-def exit_code(error: Exception) -> int | None:
-    """What the program ends with; None for a bug of ours."""
-    if isinstance(error, OSError) and error.errno in PATH_ERRORS:
-        return 1
-    if isinstance(error, RuntimeError) and TORCH_MEMORY in str(error):
-        return 1
-    kinds = (f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__)
-    return next((EXIT_CODES[kind] for kind in kinds if kind in EXIT_CODES), None)
-
-
-def told(error: Exception) -> str:
-    """The error for the person at the bench."""
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    if isinstance(error, MemoryError) or TORCH_MEMORY in str(error):
-        return f"Not enough memory. {error} Lower train.replay_capacity or the agent's sizes."
-    return str(error)
-
-
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """Ctrl-C, kill and a closed terminal all end the program in the same order: as a KeyboardInterrupt."""
-    first = -STUBBORN
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal first
-        if time.monotonic() - first < STUBBORN:
-            return
-        first = time.monotonic()
-        raise KeyboardInterrupt
-
-    numbers = [signal.SIGTERM]  # what the caller chose to ignore (nohup, &) stays ignored
-    numbers += [n for n in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def plainly(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    """Prints a warning of ours without the line of code that it comes from."""
-    whole = warnings.formatwarning(message, category, filename, lineno, line)
-    print(message if category is UserWarning else whole, file=file or sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

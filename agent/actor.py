@@ -5,7 +5,7 @@ It knows the rig only as a gymnasium environment; what counts as a fault of it, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from agent.episodes import EpisodeSummary, EpisodeWriter
+from agent.episodes import EpisodeSummary, EpisodeWriter, RigEvent
 from agent.policy import Policy
 
 EVALUATION_SEEDS = 1_000_000  # evaluation episodes are numbered from here, apart from the training ones
@@ -39,6 +39,7 @@ class Actor:
     max_faults_in_a_row: int = 3
     rest: Callable[[], None] = _nothing  # torque off: while there is nothing to do, and on every error
     timing: Callable[[], Mapping[str, float]] = dict  # how well the control step kept its deadlines
+    events: Callable[[], Sequence[RigEvent]] = tuple  # on the rig since the last call
     faults_in_a_row: int = field(default=0, init=False)
     failed_resets: int = field(default=0, init=False)  # these leave no file: nothing was measured
 
@@ -56,8 +57,9 @@ class Actor:
 
         `closed` is called with the summary of every file that was closed, whatever ended it; `watch` before
         each step, for pictures. The goal and start of episode `index` depend on the run's seed and on nothing
-        else. Raises TooManyFaultsError after `max_faults_in_a_row` faulted episodes, and whatever the policy
-        or the disk raises, after the robot is relaxed and the log is closed.
+        else. What happened on the rig since the last log stands in this one. Raises TooManyFaultsError after
+        `max_faults_in_a_row` faulted episodes, and whatever the policy or the disk raises, after the robot is
+        relaxed and the log is closed.
         """
         seed = int(np.random.SeedSequence([self.seed, index]).generate_state(1)[0])
         with self._relaxed_on_error():
@@ -72,6 +74,7 @@ class Actor:
                 with writer, self._relaxed_on_error():  # the robot first, the log after
                     writer.begin(observation, info["telemetry"], info["parameters"])
                     self._steps(policy, observation, writer, explore, watch)
+                    self._log_events(writer)
             finally:
                 if writer.path.exists():  # not when it holds no observation, nor when the disk refused it
                     closed(writer.summary)
@@ -91,6 +94,7 @@ class Actor:
     ) -> None:
         carry, done = policy.initial(), False
         while not done:
+            self._log_events(writer)
             if watch is not None:
                 watch()
             carry, action = policy.act(carry, observation, explore=explore)
@@ -101,6 +105,10 @@ class Actor:
             writer.step(observation, action, float(reward), info)
             done = terminated or truncated
         writer.done(terminated=terminated, truncated=truncated)
+
+    def _log_events(self, writer: EpisodeWriter) -> None:
+        for event in self.events():
+            writer.event(event.time, event.name, event.text, event.level)
 
     @contextmanager
     def _relaxed_on_error(self) -> Iterator[None]:

@@ -20,7 +20,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from agent.episodes import EpisodeSummary
+from agent.episodes import EpisodeSummary, RigEvent
 from agent.schedule import TrainConfig
 
 LOG_INTERVAL = 15.0  # s between two lines when the output is not a terminal
@@ -114,6 +114,12 @@ class Display:
     def evaluation(self, done: int, total: int) -> None:
         """Shows greedy episodes."""
         self._show("evaluating", done, total, "", own_bar=True)
+
+    def event(self, event: RigEvent) -> None:
+        """Prints at what time of the day what happened on the rig: a listener of its events."""
+        style = {"warning": "yellow", "error": "red"}.get(event.level, "")
+        line = Text(f"{time.strftime('%H:%M:%S')} {event.name}: {event.text}", style)
+        self.console.print(line, soft_wrap=True, highlight=False)
 
     def note(self, text: str) -> None:
         """Prints a line above the bar, as it is."""

@@ -12,12 +12,12 @@ import struct
 import threading
 import time
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from google.protobuf.message import Error as ProtobufError
@@ -25,8 +25,9 @@ from mcap import records as mcap_records
 from mcap.exceptions import McapError
 from mcap.opcode import Opcode
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
-from agent.files import DiskError, GrowingFile, disk_errors
+from agent.files import DiskError, GrowingFile, disk_errors, numbered_rows
 from agent.mcap_codec import (
     LOG_LEVELS,
     MAGIC,
@@ -78,8 +79,12 @@ class EpisodeCorrupt(EpisodeError):
         self.steps = len(readable.actions) if readable is not None else 0
         super().__init__(
             f"{path}: {reason}. {self.steps} steps are readable. "
-            f"To go on without this episode: mv {path} {path}.bad, then the same command with --resume"
+            f"Its run goes on without it after: mv {path} {path}.bad, and the run's own command with --resume"
         )
+
+
+class IndexCorrupt(EpisodeError):
+    """A line of an index is not what this program writes."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,34 @@ class Event:
     name: str
     text: str
     level: str = "info"
+
+    def tells(self, outcome: Outcome) -> bool:
+        """Whether it is the fault that ended the episode, which is counted as such."""
+        return (self.name, self.text) == (outcome.fault, outcome.fault_message)
+
+
+class RigEvent(Protocol):
+    """Something that happened on the rig besides its readings, as an episode logs it."""
+
+    @property
+    def time(self) -> float:
+        """s of the run's clock."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """The word that logs and summaries use."""
+        ...
+
+    @property
+    def text(self) -> str:
+        """For a person."""
+        ...
+
+    @property
+    def level(self) -> str:
+        """info, warning or error."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -110,6 +143,7 @@ class EpisodeSummary:
     seed: int | None
     robot_seconds: float
     late: int
+    events: dict[str, int] = field(default_factory=dict)  # how often what else happened
 
     def row(self) -> dict[str, Any]:
         """For the index."""
@@ -117,9 +151,32 @@ class EpisodeSummary:
         return {("return" if name == "return_" else name): value for name, value in row.items()}
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> Self:
-        """From a line of the index."""
-        return cls(**{("return_" if name == "return" else name): value for name, value in row.items()})
+    def from_row(cls, row: Mapping[str, Any]) -> EpisodeSummary:
+        """From a line of the index. Raises IndexCorrupt naming what is missing or of another kind."""
+        values = {("return_" if name == "return" else name): value for name, value in row.items()}
+        try:
+            return _SUMMARY.validate_python(values)
+        except ValidationError as error:
+            troubles = (f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}" for e in error.errors())
+            raise IndexCorrupt(f"this is no episode of this program ({'; '.join(troubles)})") from error
+
+
+_SUMMARY = TypeAdapter(EpisodeSummary)
+
+
+def read_index(path: Path) -> list[EpisodeSummary]:
+    """The episodes of an index, each once. Raises IndexCorrupt naming file and line."""
+    summaries: dict[str, EpisodeSummary] = {}
+    for number, row in numbered_rows(path).items():
+        try:
+            summary = EpisodeSummary.from_row(row)
+        except IndexCorrupt as error:
+            raise IndexCorrupt(
+                f"{path}, line {number}: {error}. To have it made anew from the episode's file: "
+                f"sed -i {number}d {path}, then the same command with --resume"
+            ) from error
+        summaries.setdefault(summary.file, summary)
+    return list(summaries.values())
 
 
 @dataclass(frozen=True)
@@ -166,6 +223,7 @@ class Episode:
             tally.success = bool(self.success[-1])
             tally.measures = {name: float(values[-1]) for name, values in self.measures.items()}
         outcome = Outcome(self.terminated, self.truncated, self.fault, self.fault_message, self.recovered)
+        tally.events.update(event.name for event in self.events if not event.tells(outcome))
         return tally.summary(sha256, outcome)
 
 
@@ -193,6 +251,7 @@ class _Tally:
     first_time: float = 0.0
     last_time: float = 0.0
     measures: dict[str, float] = field(default_factory=dict)
+    events: Counter[str] = field(default_factory=Counter)
 
     def add(self, reward: float, info: Mapping[str, Any]) -> None:
         self.steps += 1
@@ -221,6 +280,7 @@ class _Tally:
             seed=None if seed is None else int(seed),
             robot_seconds=self.last_time - self.first_time,
             late=self.late,
+            events=dict(self.events),
         )
 
 
@@ -318,6 +378,7 @@ class EpisodeWriter:
         if level not in LOG_LEVELS:
             raise ValueError(f"level {level!r} is none of {', '.join(LOG_LEVELS)}")
         self._put(lambda: self._container.event(time, name, text, level))
+        self._tally.events[name] += 1
 
     def done(self, *, terminated: bool, truncated: bool) -> None:
         """Says that the episode ended as it should: by the task, or by its time limit."""
@@ -326,7 +387,8 @@ class EpisodeWriter:
     def fault(self, name: str, message: str) -> None:
         """Says that the rig failed after the last logged step."""
         self._outcome = Outcome(False, True, name, message)
-        self.event(self._tally.last_time, name, message, "error")
+        time = self._tally.last_time
+        self._put(lambda: self._container.event(time, name, message, "error"))
 
     def close(self) -> EpisodeSummary:
         """Makes the file whole and durable and gives it its final name; one without observations is removed.

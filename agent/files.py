@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -14,17 +15,28 @@ from typing import IO, Any
 
 import numpy as np
 
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no space, no quota, beyond the largest file allowed
+FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+
 
 class DiskError(Exception):
-    """The disk did not take what was written; names the path and the space that is left."""
+    """The disk did not take what was written; names the path, and what to do about it."""
 
     def __init__(self, path: Path, error: OSError) -> None:
         folder = next(folder for folder in path.absolute().parents if folder.exists())
-        free = shutil.disk_usage(folder).free / 2**20
         super().__init__(
-            f"{path} could not be written: {error.strerror}. {free:.1f} MiB are free in {folder}. "
-            f"What was written before is safe. Free some space, then go on with the same command and --resume"
+            f"{path} could not be written: {error.strerror}. {_remedy(folder, error.errno)}, then go on with "
+            "the same command and --resume; what was written before is safe"
         )
+
+
+def _remedy(folder: Path, number: int | None) -> str:
+    if number in FULL:
+        free = shutil.disk_usage(folder).free / 2**20
+        return f"{free:.1f} MiB are free in {folder}. Free some space"
+    if number in FORBIDDEN:
+        return f"`ls -ld {folder}` shows who may write there. Become its owner or change its rights"
+    return f"Look at {folder} and at what the system says of its disk (`dmesg | tail`)"
 
 
 @contextmanager
@@ -185,16 +197,21 @@ def drop_torn_line(handle: int) -> None:
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The whole JSON lines of a file; torn and damaged ones are left out. Empty when there is no file."""
+    return list(numbered_rows(path).values())
+
+
+def numbered_rows(path: Path) -> dict[int, dict[str, Any]]:
+    """As `read_rows`, by the number of the line, counted from 1."""
     if not path.exists():
-        return []
-    rows = []
-    for line in path.read_bytes().splitlines():
+        return {}
+    rows = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             row = json.loads(line)
         except ValueError:
             continue
         if isinstance(row, dict):
-            rows.append(row)
+            rows[number] = row
     return rows
 
 

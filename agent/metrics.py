@@ -96,14 +96,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return read_rows(path / "metrics.jsonl")
 
 
-def rewind(path: Path, step: int) -> None:
-    """Forgets the rows after `step`: a resumed run writes them again. Raises DiskError."""
-    rows = read_metrics(path)
-    kept = [row for row in rows if row["step"] <= step]
-    if len(kept) < len(rows):
-        write_atomic(path / "metrics.jsonl", "".join(to_json(row) + "\n" for row in kept))
-
-
 def wilson(k: int, n: int, z: float = Z95) -> tuple[float, float]:
     """The Wilson score interval (low, high) of a rate of which k of n were seen; (0, 1) when n is 0.
 
@@ -234,6 +226,7 @@ def _effort(episodes: Sequence[EpisodeSummary]) -> dict[str, Any]:
         "achieved_hz": steps / seconds if seconds > 0 else None,
         "late_steps": sum(episode.late for episode in episodes),
         "faults": dict(Counter(episode.fault for episode in episodes if episode.fault)),
+        "events": dict(sum((Counter(episode.events) for episode in episodes), Counter())),
     }
 
 
@@ -272,15 +265,21 @@ def _add_scores(table: Table, title: str, scores: Mapping[str, Any]) -> None:
 
 
 def _add_effort(table: Table, rig: Mapping[str, Any]) -> None:
-    known = ("steps", "episodes", "robot_hours", "achieved_hz", "late_steps", "faults")
+    known = ("steps", "episodes", "robot_hours", "achieved_hz", "late_steps", "faults", "events")
     table.add_row("[bold]rig[/bold]", f"{rig['steps']} steps in {rig['episodes']} episodes")
     table.add_row("robot time", f"{rig['robot_hours']:.2f} h")
     if rig["achieved_hz"] is not None:
         table.add_row("achieved rate", f"{rig['achieved_hz']:.2f} Hz")
     share = rig["late_steps"] / rig["steps"] if rig["steps"] else 0.0
     table.add_row("late steps", f"{rig['late_steps']} ({share:.1%})")
-    faults = ", ".join(f"{count} x {name}" for name, count in rig["faults"].items())
+    faults = _times(rig["faults"])
     table.add_row("faulted episodes", f"[red]{faults}[/red]" if faults else "none")
+    if rig["events"]:
+        table.add_row("events", _times(rig["events"]))
     for name, value in rig.items():
         if name not in known:
             table.add_row(name.replace("_", " "), f"{value:g}")
+
+
+def _times(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} x {name}" for name, count in counts.items())

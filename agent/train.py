@@ -17,7 +17,7 @@ from rich.console import Console
 
 from agent.actor import EVALUATION_SEEDS, Actor
 from agent.display import Display, chosen_losses, update_times
-from agent.episodes import EpisodeSummary
+from agent.episodes import EpisodeSummary, read_index
 from agent.files import DiskError
 from agent.learner import CHUNK, Learner
 from agent.metrics import MetricsLog, render_summary, summarize, write_summary
@@ -209,7 +209,7 @@ class Training:
         However it ends, the robot is relaxed, the learner is saved and the report is written, in this order;
         what ended it is raised after.
         """
-        self.training = [EpisodeSummary.from_row(row) for row in self.run.index("episodes")]
+        self.training = read_index(self.run.path / "episodes.jsonl")
         with self.metrics:
             try:
                 with self.display:

@@ -19,7 +19,10 @@ usage: run_robot.py [COMMAND] [options]                             (no COMMAND 
   evaluate  measure what was learned  --run DIR [--episodes N] [--hw H]
   replay    move as a logged episode  EPISODE --hw H
             or score it anew          EPISODE --rescore            (nothing moves)
-  check     test rig and wiring       --hw H                       (nothing moves)
+  check     test rig and wiring       --hw H [--fix]               (nothing moves)
+  motors    list servos at any baud   --hw H                       (nothing moves)
+            or give them their ids    --hw H --set-id              (one at a time, by hand)
+  emulate   serve an emulated D'Claw  [--link PATH] [--hw H]       (until Ctrl-C)
   list      show tasks, hw and agents
 
   --task NAME      what to learn: a file of configs/tasks
@@ -32,6 +35,8 @@ usage: run_robot.py [COMMAND] [options]                             (no COMMAND 
   --config FILE    values over those of task, hw and agent         (may be repeated)
   --set a.b=c      one value over all of them                      (may be repeated)
   --sync           learn in the actor's process, bit for bit: only in sim, its default; --no-sync
+  --fix            write the servos' settings that differ from the configuration
+  --link PATH      a stable name for the emulated port
   --dry-run        build everything, take one step (on dclaw: none), exit
   --print-config   show the values in force
 
@@ -69,22 +74,29 @@ def seed(text: str) -> int:
     return int(text)
 
 
+RIG = "train collect evaluate replay check motors emulate"  # the commands with settings of a rig
 FLAGS: dict[str, tuple[str, dict[str, Any]]] = {  # flag -> the commands that take it, options of argparse
     "--task": ("train collect", {"type": name}),
-    "--hw": ("train collect evaluate replay check", {"type": name}),
+    "--hw": (RIG, {"type": name}),
     "--agent": ("train", {"type": name, "default": "slac"}),
     "--steps": ("train", {"type": count}),
     "--seed": ("train collect evaluate", {"type": seed}),
     "--run": ("train collect evaluate", {"type": name}),
     "--resume": ("train collect", {"action": "store_true"}),
-    "--config": ("train collect evaluate replay check", {"type": name, "action": "append"}),
-    "--set": ("train collect evaluate replay check", {"dest": "overrides", "action": "append"}),
+    "--config": (RIG, {"type": name, "action": "append"}),
+    "--set": (
+        "train collect evaluate replay check motors emulate",
+        {"dest": "overrides", "action": "append"},
+    ),
     "--sync": ("train", {"action": argparse.BooleanOptionalAction}),
     "--dry-run": ("train", {"action": "store_true"}),
     "--print-config": ("train collect", {"action": "store_true"}),
     "--episodes": ("collect evaluate", {"type": count}),
     "--policy": ("collect", {"choices": ("random", "hold"), "default": "random"}),
     "--rescore": ("replay", {"action": "store_true"}),
+    "--fix": ("check", {"action": "store_true"}),
+    "--set-id": ("motors", {"action": "store_true"}),
+    "--link": ("emulate", {"type": name}),
 }
 NEEDED: dict[str, tuple[str, ...]] = {  # command -> what it cannot do without
     "train": ("--task", "--hw"),
@@ -92,6 +104,8 @@ NEEDED: dict[str, tuple[str, ...]] = {  # command -> what it cannot do without
     "evaluate": ("--run",),
     "replay": ("--hw",),  # unless it only scores
     "check": ("--hw",),
+    "motors": ("--hw",),
+    "emulate": (),  # --hw emulated goes without saying
     "list": (),
 }
 SHOWN_BY = {"--run": "`ls runs` shows the runs"}  # of what is missing; all else by `list`

@@ -57,6 +57,8 @@ def _joints_and_time(config: RunConfig) -> Iterator[Problem]:
         )
     if period < config.hw.control_period:
         yield Problem("task.period", f"this rig needs at least {config.hw.control_period:g} s per step")
+    if config.task.cue == "pointer" and dclaw.guide_id is None:
+        yield Problem("hw.dclaw.guide_id", "is needed to show the goal by a guide servo (task.cue: pointer)")
     if 2 * period > dclaw.watchdog:
         limit = f"the servos stop after {dclaw.watchdog:g} s without a command"
         yield Problem(

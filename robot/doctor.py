@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,31 +16,46 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from serial.tools import list_ports
 
 from robot import registers as reg
-from robot.bus import SerialBus
+from robot.bus import BusConfig, SerialBus
 from robot.camera import OpenCvCamera
 from robot.clock import SystemClock
-from robot.dynamixel import BLOCK, limit_ticks
-from robot.registers import Register, servo_name
+from robot.dynamixel import DynamixelRobot
+from robot.motors import EVERYWHERE, Motor, Range, Tell, ask_each, listed, search
+from robot.registers import CYCLE, INDIRECT_ADDRESSES, Register, servo_name
 from robot.rig import RigConfig, build, emulate
+from robot.settings import Difference
 from robot.sim import SimPlant
-from robot.types import BusFault, CameraFault, Fault, Floats, ValveGeometry
+from robot.types import BusFault, CameraFault, Fault, Floats, PortLost, ServoSilent, ValveGeometry
 from robot.world import find_robel
 
 Status = Literal["OK", "WARN", "FAIL"]
 COLOURS: dict[Status, str] = {"OK": "green", "WARN": "yellow", "FAIL": "red"}
 
-USB_SERIAL = Path("/sys/bus/usb-serial/devices")
 MEMORY_DEVICES = 1  # major number of /dev/null, /dev/zero and their like: character devices, but no ports
-READS = 200  # of the whole robot, for error rate and speed
-READ_TIME = 2.5  # s after which the measurement stops anyway
+READ_TIME = 6.0  # s after which the measurement stops anyway: at 16 ms a cycle it gets 375 reads
+TOLD = 50  # reads between two words on how far it is
+# Answers lost that are too many. A servo is silent after three tries: at 0.1 % once in 115 days of 10 servos
+# at 10 Hz, at 1 % once in 3 hours, at 5 % every minute and a half. In a fast read, a lost answer takes those
+# behind it along, so that these are on the safe side.
+LOSSY, LOSING = 0.001, 0.05
+LATENCY_SPARE = 2.0  # ms beyond the USB latency that an answer may need: the next USB frame, a late host
 FILM_TIME = 1.0  # s of frames
-HOT = 60  # deg C; the servo itself stops at 80
 VOLTAGE_MARGIN = 0.5  # V to the servo's own limits
 DARK, BRIGHT = 12.0, 243.0  # mean of 0..255 that no lit scene has
 DISK_LOW, DISK_FULL = 2e9, 2e8  # bytes; a night of episodes is about 1e9
 WIRING = "switch the servo power on, check the chain's cables from the silent servo backwards"
+SET_ID = "run_robot.py motors --set-id --hw ... (as here) gives servos their ids, one at a time"
+FIX = "a run writes them when it starts; to write them now: the same command with --fix"
+UPDATE = "DYNAMIXEL Wizard 2.0 updates firmware"
+# FTDI's chip is in ROBOTIS' U2D2 and most other adapters.
+UDEV = """\
+echo 'SUBSYSTEM=="tty", ATTRS{idVendor}=="0403", MODE="0666"' | sudo tee /etc/udev/rules.d/99-dynamixel.rules
+echo 'SUBSYSTEM=="usb-serial", DRIVER=="ftdi_sio", ATTR{latency_timer}="1"' | \
+sudo tee -a /etc/udev/rules.d/99-dynamixel.rules
+sudo udevadm control --reload && sudo udevadm trigger"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,42 +66,75 @@ class Result:
     status: Status
     detail: str
     fix: str = ""
+    rows: tuple[tuple[str, ...], ...] = ()  # register, servos, what they have, what they should have
 
 
-def check(config: RigConfig, console: Console, *, sysfs: Path = USB_SERIAL, folder: Path = Path()) -> bool:
-    """Prints a table of checks; True when none failed. Nothing moves, no torque is switched on.
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How thoroughly it looks, and where."""
 
-    sysfs: where the kernel shows USB serial adapters. folder: where runs will be written.
-    """
-    with console.status("checking, nothing will move"):
-        results = list(inspect(config, sysfs, folder))
+    fix: bool = False  # whether servos are given the settings that they should have
+    reads: int = 1000  # of the whole robot, for error rate and speed
+    where: Range = EVERYWHERE  # servos are looked for
+    sysfs: Path = Path("/sys")
+    by_id: Path = Path("/dev/serial/by-id")  # names of ports that survive a replug
+    folder: Path = Path()  # where runs will be written
+
+
+def check(config: RigConfig, console: Console, options: Options | None = None) -> bool:
+    """Prints a table of checks; True when none failed. Nothing moves, no torque is switched on."""
+    with console.status("checking, nothing will move") as status:
+        results = list(inspect(config, options or Options(), status.update))
     table = Table("check", "", "found", title=f"{config.name}, {config.kind}", title_justify="left")
     for result in results:
         table.add_row(result.name, Text(result.status, COLOURS[result.status]), Text(result.detail))
     console.print(table)
     for result in results:
+        if result.rows:
+            console.print(_rows(result.rows))
         if result.fix:  # below the table, where no column breaks what is to be typed
             console.print(f"{result.name}: {result.fix}", soft_wrap=True, markup=False, highlight=False)
-    failed = sum(result.status == "FAIL" for result in results)
-    console.print(Text(f"{failed} checks failed", "red") if failed else Text("ready", "green"))
-    return not failed
+    counts = Counter(result.status for result in results)
+    console.print(_verdict(counts["FAIL"], counts["WARN"]))
+    return not counts["FAIL"]
 
 
-def inspect(config: RigConfig, sysfs: Path = USB_SERIAL, folder: Path = Path()) -> Iterator[Result]:
-    """The checks one by one, cheap and decisive ones first."""
-    yield _disk(folder)
+def _silently(text: str) -> None:
+    pass
+
+
+def _rows(rows: Sequence[Sequence[str]]) -> Table:
+    table = Table("register", "servos", "has", "wants")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _verdict(failed: int, warnings: int) -> Text:
+    if failed:
+        return Text(f"{failed} check{'s' * (failed > 1)} failed", "red")
+    if warnings:
+        return Text(f"ready, {warnings} warning{'s' * (warnings > 1)}", "yellow")
+    return Text("ready", "green")
+
+
+def inspect(config: RigConfig, options: Options, tell: Tell = _silently) -> Iterator[Result]:
+    """The checks one by one, cheap and decisive ones first. `tell` hears what is done at the moment."""
+    yield _disk(options.folder)
     if config.kind == "sim":
         yield from _simulation(config)
         return
     with ExitStack() as resources:
         if config.kind == "emulated":
+            tell("starting the emulator")
             try:
                 config = emulate(config, resources)
             except Fault as fault:
                 yield Result("emulator", "FAIL", str(fault))
                 return
             yield Result("emulator", "OK", f"{config.bus.port}, {config.camera.source}")
-        yield from _port_and_servos(config, sysfs)
+        yield from _port_and_servos(config, options, tell)
+        tell("looking through the camera")
         yield from _camera(config)
 
 
@@ -94,7 +143,8 @@ def _disk(folder: Path) -> Result:
     detail = f"{free / 1e9:.1f} GB free at {folder.resolve()}"
     if free < DISK_FULL:
         return Result("disk", "FAIL", detail, "free some space, or give another --run DIR")
-    return Result("disk", "WARN" if free < DISK_LOW else "OK", detail)
+    fix = "a night of episodes takes about 1 GB: free some space" if free < DISK_LOW else ""
+    return Result("disk", "WARN" if fix else "OK", detail, fix)
 
 
 # --- Simulation --------------------------------------------------------------------------------------------
@@ -134,47 +184,66 @@ def _rendering(plant: SimPlant) -> Result:
 # --- Port --------------------------------------------------------------------------------------------------
 
 
-def _port_and_servos(config: RigConfig, sysfs: Path) -> Iterator[Result]:
+def _port_and_servos(config: RigConfig, options: Options, tell: Tell) -> Iterator[Result]:
     """Stops at the first thing without which the rest cannot be looked at."""
+    port = Path(config.bus.port)
     for look in (_exists, _permitted, _alone):
-        result = look(Path(config.bus.port))
+        result = look(port, options)
         yield result
         if result.status == "FAIL":
             return
-    yield _latency_timer(Path(config.bus.port), sysfs)
     try:
-        bus = SerialBus(config.bus, SystemClock())
-    except BusFault as fault:
+        with closing(SerialBus(config.bus, SystemClock(), options.sysfs)) as bus:
+            yield _latency(config.bus, bus.latency_timer_ms)
+            tell("asking all ids")
+            roll = _call_the_roll(config, bus, options.where.highest)
+        yield from _roll_call(config, roll, options, tell)
+        present = {id: motor for id, motor in roll.present.items() if id in config.dclaw.ids}
+        if present:
+            with closing(SerialBus(config.bus, SystemClock(), options.sysfs)) as bus:
+                yield from _servos(_Chain(config, bus, present, options, tell))
+    except PortLost as fault:
         yield Result("port opens", "FAIL", str(fault))
-        return
-    try:
-        yield from _servos(config, bus)
-    finally:
-        bus.close()
 
 
-def _exists(port: Path) -> Result:
-    fix = "plug in adapter and servo power; `ls /dev/serial/by-id/`; then --set hw.bus.port=..."
+def _exists(port: Path, options: Options) -> Result:
     if not port.exists():
-        return Result("port", "FAIL", f"{port} does not exist", fix)
+        return Result("port", "FAIL", f"{port} does not exist", _where_to_plug(options.by_id))
     if not port.is_char_device() or os.major(port.stat().st_rdev) == MEMORY_DEVICES:
         kind = "a folder" if port.is_dir() else "something else"
-        return Result("port", "FAIL", f"{port} is no serial port but {kind}", fix)
+        return Result("port", "FAIL", f"{port} is no serial port but {kind}", _where_to_plug(options.by_id))
+    better = [] if port.is_symlink() else _names(options.by_id, port)
+    if better:
+        fix = f"a name that survives a replug: --set hw.bus.port={better[0]}"
+        return Result("port", "WARN", f"{port}, which may be another one after a replug", fix)
     return Result("port", "OK", f"{port}")
 
 
-def _permitted(port: Path) -> Result:
-    if os.access(port, os.R_OK | os.W_OK):
+def _where_to_plug(by_id: Path) -> str:
+    names = sorted(map(str, by_id.glob("*")))
+    names += [] if names else sorted(info.device for info in list_ports.comports() if info.vid)
+    here = f"; plugged in are {', '.join(names)}" if names else "; no adapter is plugged in at present"
+    return f"plug in adapter and servo power, then --set hw.bus.port={names[0] if names else '...'}{here}"
+
+
+def _names(by_id: Path, port: Path) -> list[str]:
+    """The stable names of a device."""
+    return sorted(str(link) for link in by_id.glob("*") if link.resolve() == port.resolve())
+
+
+def _permitted(port: Path, options: Options) -> Result:
+    if os.access(port, os.R_OK | os.W_OK, effective_ids=True):
         return Result("permission", "OK", "may be read and written")
     try:
         owner, group = port.owner(), port.group()
     except KeyError:  # in containers the numbers often have no names
         owner, group = str(port.stat().st_uid), str(port.stat().st_gid)
-    fix = f"sudo usermod -aG {group} $USER, then log in again"
-    return Result("permission", "FAIL", f"{port} belongs to {owner}:{group}", fix)
+    join = f"sudo usermod -aG {group} $USER    # then log out and in again; or, for everybody:\n"
+    fix = f"type\n{join if group not in ('root', '0') else ''}{UDEV}"
+    return Result("permission", "FAIL", f"{port} belongs to {owner}:{group}, and not to you", fix)
 
 
-def _alone(port: Path) -> Result:
+def _alone(port: Path, options: Options) -> Result:
     """Two programs on one port garble each other's packets."""
     if port.resolve().is_relative_to("/dev/pts"):
         return Result("port free", "OK", "not checkable here (an emulator holds its own end)")
@@ -206,68 +275,160 @@ def _command(pid: int) -> str:
     return f"process {pid} ({b' '.join(words[:3]).decode(errors='replace').strip()})"
 
 
-def _latency_timer(port: Path, sysfs: Path) -> Result:
-    """The adapter's timer: at its usual 16 ms no cycle is faster than 16 ms."""
-    path = sysfs / port.resolve().name / "latency_timer"
-    if not path.exists():
+def _latency(bus: BusConfig, milliseconds: int | None) -> Result:
+    """The adapter's timer, as it is once the bus has tried to shorten it: no cycle is faster than that."""
+    if milliseconds is None:
         return Result("USB latency", "OK", "not checkable here (no latency_timer in sysfs)")
-    milliseconds = int(path.read_text())
-    if milliseconds <= 2:
-        return Result("USB latency", "OK", f"{milliseconds} ms")
-    fix = f"echo 1 | sudo tee {path} (for good: a udev rule with ATTR{{latency_timer}}=1)"
-    return Result("USB latency", "WARN", f"{milliseconds} ms, 1 is needed for fast cycles", fix)
+    least = milliseconds + LATENCY_SPARE
+    if bus.timeout_ms < least:
+        detail = (
+            f"{milliseconds} ms: answers are given up after {bus.timeout_ms:g} ms, before they can arrive"
+        )
+        return Result("USB latency", "FAIL", detail, f"--set hw.bus.timeout_ms={least:g}; and\n{UDEV}")
+    if milliseconds > 2:
+        detail = f"{milliseconds} ms, which this program may not shorten; 1 is needed for fast cycles"
+        return Result("USB latency", "WARN", detail, f"type\n{UDEV}")
+    return Result("USB latency", "OK", f"{milliseconds} ms")
 
 
-# --- Servos ------------------------------------------------------------------------------------------------
+# --- Who is there ------------------------------------------------------------------------------------------
 
 
-def _servos(config: RigConfig, bus: SerialBus) -> Iterator[Result]:
-    wanted = (*config.dclaw.joint_ids, config.dclaw.object_id)
-    found = bus.ping(wanted)
-    yield _all_found(config, bus, wanted, found)
-    ids = [id for id in wanted if id in found]
-    looks: tuple[Callable[[RigConfig, SerialBus, list[int]], Result], ...]
-    looks = (_hardware_errors, _voltage, _temperature, _torque, _return_delay, _modes, _limits, _cycles)
-    for look in looks if ids else ():
-        try:
-            yield look(config, bus, ids)
-        except BusFault as fault:
-            yield Result(look.__name__.strip("_").replace("_", " "), "FAIL", str(fault), WIRING)
+@dataclass(frozen=True, slots=True)
+class _Roll:
+    """Who answered at the configured speed, and of whom there was only noise."""
+
+    present: dict[int, Motor]
+    garbled: tuple[int, ...]
 
 
-def _all_found(config: RigConfig, bus: SerialBus, wanted: Sequence[int], found: dict[int, int]) -> Result:
-    silent = [id for id in wanted if id not in found]
+def _call_the_roll(config: RigConfig, bus: SerialBus, highest: int) -> _Roll:
+    """One question to all; then again and one by one to those who should have answered. Raises PortLost."""
+    baud = config.bus.baud
+    present = {id: Motor(id, *answer, baud) for id, answer in bus.broadcast_ping(highest).items()}
+    more, garbled = ask_each(bus, [id for id in config.dclaw.ids if id not in present], baud)
+    return _Roll(present | {motor.id: motor for motor in more}, tuple(garbled))
+
+
+def _roll_call(config: RigConfig, roll: _Roll, options: Options, tell: Tell) -> Iterator[Result]:
+    wanted = config.dclaw.ids
+    silent = [id for id in wanted if id not in roll.present]
+    strangers = [motor for id, motor in roll.present.items() if id not in wanted]
     if not silent:
-        models = {reg.MODEL_NAMES.get(model, f"model {model}") for model in found.values()}
-        return Result("servos", "OK", f"{len(found)} answer: {', '.join(sorted(models))}")
-    if found:
-        names = ", ".join(servo_name(id) for id in silent)
-        return Result("servos", "FAIL", f"{names} silent, {len(found)} of {len(wanted)} answer", WIRING)
-    bus.close()  # the port opens only once
-    return _scan(config, wanted)
+        yield Result("servos", "OK", f"{len(wanted)} answer: {_kinds(list(roll.present.values()), wanted)}")
+    elif roll.garbled:
+        names = ", ".join(map(servo_name, roll.garbled))
+        fix = f"two servos have one id, or a cable is loose: {SET_ID}"
+        yield Result("servos", "FAIL", f"answers of {names} are garbled", fix)
+    else:
+        yield _missing(config, silent, strangers, options, tell)
+    if strangers:
+        yield _strangers(strangers)
 
 
-def _scan(config: RigConfig, wanted: Sequence[int]) -> Result:
-    """Nobody answers: perhaps at another speed."""
-    for baud in sorted(reg.BAUD_CODES, reverse=True):
-        if baud == config.bus.baud or baud < 57_600:
-            continue
-        bus = SerialBus(config.bus.model_copy(update={"baud": baud, "retries": 0}), SystemClock())
-        answering = bus.ping(wanted[:3])
-        bus.close()
-        if answering:
-            detail = f"silent at {config.bus.baud} baud, but servo {next(iter(answering))} answers at {baud}"
-            return Result("servos", "FAIL", detail, f"--set hw.bus.baud={baud}")
-    return Result("servos", "FAIL", f"none of {len(wanted)} answers at any speed", WIRING)
+def _kinds(motors: Sequence[Motor], wanted: Sequence[int]) -> str:
+    """'XH430-W210, firmware 45'; of several kinds each with its ids."""
+    kinds: defaultdict[str, list[int]] = defaultdict(list)
+    for motor in motors:
+        if motor.id in wanted:
+            kinds[motor.kind].append(motor.id)
+    if len(kinds) == 1:
+        return next(iter(kinds))
+    return "; ".join(f"{kind} ({', '.join(map(str, ids))})" for kind, ids in kinds.items())
 
 
-def _values(bus: SerialBus, register: Register, ids: Sequence[int]) -> dict[int, int]:
-    column = bus.sync_read((register,), ids).values[:, 0]
-    return dict(zip(ids, column.tolist(), strict=True))
+def _missing(
+    config: RigConfig, silent: Sequence[int], strangers: Sequence[Motor], options: Options, tell: Tell
+) -> Result:
+    """Silent servos: perhaps at another speed, or under another id."""
+    wanted = config.dclaw.ids
+    others = options.where.first_at(config.bus.baud).bauds[1:]
+    # New servos have id 1; to ask all 253 at all speeds would take 10 s.
+    elsewhere = search(config.bus, Range(others, max(wanted)), tell)
+    silence = f"{listed(silent, wanted)} silent at {config.bus.baud} baud"
+    if len(silent) < len(wanted):
+        silence += f", {len(wanted) - len(silent)} of {len(wanted)} answer"
+    if elsewhere.motors:
+        seen = [f"{motor.id} at {motor.baud}" for motor in elsewhere.motors]
+        whole = [baud for baud in others if elsewhere.ids(baud) >= set(wanted)]
+        fix = f"--set hw.bus.baud={whole[0]}" if whole else SET_ID
+        return Result("servos", "FAIL", f"{silence}; there are {', '.join(seen)}", fix)
+    if strangers:
+        return Result("servos", "FAIL", silence, f"if one of the other servos (below) is meant: {SET_ID}")
+    if len(silent) == len(wanted):
+        return Result("servos", "FAIL", f"none of {len(wanted)} answers at any speed", WIRING)
+    return Result("servos", "FAIL", silence, WIRING)
 
 
-def _hardware_errors(config: RigConfig, bus: SerialBus, ids: list[int]) -> Result:
-    errors = {id: bits for id, bits in _values(bus, reg.HARDWARE_ERROR_STATUS, ids).items() if bits}
+def _strangers(strangers: Sequence[Motor]) -> Result:
+    names = ", ".join(f"{servo_name(motor.id)}: {motor.kind}" for motor in strangers)
+    fix = f"disconnect it, or say what it is (hw.dclaw.joint_ids, .object_id, .guide_id); {SET_ID}"
+    return Result("other servos", "WARN", f"on the bus but not in hw.dclaw: {names}", fix)
+
+
+# --- How they are ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Chain:
+    """Servos that answer, and how they are looked at."""
+
+    config: RigConfig
+    bus: SerialBus
+    motors: dict[int, Motor]
+    options: Options
+    tell: Tell
+
+    @property
+    def ids(self) -> list[int]:
+        return list(self.motors)
+
+    def values(self, register: Register) -> dict[int, int]:
+        """One register of all. Raises BusFault."""
+        column = self.bus.sync_read((register,), self.ids).values[:, 0]
+        return dict(zip(self.ids, column.tolist(), strict=True))
+
+
+def _servos(chain: _Chain) -> Iterator[Result]:
+    """Raises PortLost."""
+    looks: tuple[Callable[[_Chain], Result], ...]
+    looks = (_models, _hardware_errors, _supply, _temperature, _torque, _watchdog, _settings)
+    for look in looks:
+        try:
+            yield look(chain)
+        except PortLost:
+            raise
+        except BusFault as fault:
+            name, fix = look.__name__.strip("_").replace("_", " "), _cure(fault)
+            yield Result(name, "FAIL", str(fault), fix)
+    try:
+        yield from _cycles(chain)
+    except PortLost:
+        raise
+    except BusFault as fault:
+        yield Result("answers", "FAIL", str(fault), _cure(fault))
+
+
+def _cure(fault: BusFault) -> str:
+    """What to type, where the fault does not say so itself."""
+    return WIRING if isinstance(fault, ServoSilent) else ""
+
+
+def _models(chain: _Chain) -> Result:
+    unknown = [motor for motor in chain.motors.values() if motor.model not in reg.MODEL_NAMES]
+    old = [motor for motor in chain.motors.values() if motor.firmware < reg.BUS_WATCHDOG.since]
+    if old:
+        names = ", ".join(f"{servo_name(motor.id)}: {motor.kind}" for motor in old)
+        return Result("models", "FAIL", f"no Bus Watchdog before {reg.BUS_WATCHDOG.since}: {names}", UPDATE)
+    if unknown and not chain.config.dclaw.allow_unknown_models:
+        names = ", ".join(f"{servo_name(motor.id)}: {motor.kind}" for motor in unknown)
+        fix = "if their registers are the same: --set hw.dclaw.allow_unknown_models=true"
+        return Result("models", "FAIL", f"unknown to this program: {names}", fix)
+    return Result("models", "OK", "known, with Bus Watchdog")
+
+
+def _hardware_errors(chain: _Chain) -> Result:
+    errors = {id: bits for id, bits in chain.values(reg.HARDWARE_ERROR_STATUS).items() if bits}
     if not errors:
         return Result("hardware errors", "OK", "none")
     words = [f"{servo_name(id)}: {reg.describe_hardware_error(bits)}" for id, bits in errors.items()]
@@ -275,9 +436,9 @@ def _hardware_errors(config: RigConfig, bus: SerialBus, ids: list[int]) -> Resul
     return Result("hardware errors", "FAIL", "; ".join(words), fix)
 
 
-def _voltage(config: RigConfig, bus: SerialBus, ids: list[int]) -> Result:
+def _supply(chain: _Chain) -> Result:
     volts, lowest, highest = (
-        np.array(list(_values(bus, register, ids).values())) * reg.VOLT_PER_UNIT
+        np.array(list(chain.values(register).values())) * reg.VOLT_PER_UNIT
         for register in (reg.PRESENT_INPUT_VOLTAGE, reg.MIN_VOLTAGE_LIMIT, reg.MAX_VOLTAGE_LIMIT)
     )
     room = float(np.minimum(volts - lowest, highest - volts).min())
@@ -288,17 +449,18 @@ def _voltage(config: RigConfig, bus: SerialBus, ids: list[int]) -> Result:
     return Result("supply", status, detail, "" if status == "OK" else "check power supply and thick cables")
 
 
-def _temperature(config: RigConfig, bus: SerialBus, ids: list[int]) -> Result:
-    heat = _values(bus, reg.PRESENT_TEMPERATURE, ids)
+def _temperature(chain: _Chain) -> Result:
+    heat, config = chain.values(reg.PRESENT_TEMPERATURE), chain.config.dclaw
     hottest = max(heat, key=lambda id: heat[id])
     detail = f"up to {heat[hottest]} deg C ({servo_name(hottest)})"
-    if heat[hottest] < HOT:
+    if heat[hottest] <= config.cool:
         return Result("temperature", "OK", detail)
-    return Result("temperature", "WARN", detail, "let it cool; it stops by itself at its limit, usually 80")
+    fix = f"let it cool: a run pauses at {config.warm:g}, the servo stops at {config.temperature_limit}"
+    return Result("temperature", "WARN", detail, fix)
 
 
-def _torque(config: RigConfig, bus: SerialBus, ids: list[int]) -> Result:
-    driven = [servo_name(id) for id, on in _values(bus, reg.TORQUE_ENABLE, ids).items() if on]
+def _torque(chain: _Chain) -> Result:
+    driven = [servo_name(id) for id, on in chain.values(reg.TORQUE_ENABLE).items() if on]
     if not driven:
         return Result("torque", "OK", "off everywhere")
     return Result(
@@ -306,43 +468,104 @@ def _torque(config: RigConfig, bus: SerialBus, ids: list[int]) -> Result:
     )
 
 
-def _return_delay(config: RigConfig, bus: SerialBus, ids: list[int]) -> Result:
-    slowest = max(_values(bus, reg.RETURN_DELAY_TIME, ids).values()) * 2
-    return Result("return delay", "OK", f"{slowest} us" + "; the driver will set 0" * (slowest > 0))
+def _watchdog(chain: _Chain) -> Result:
+    """Only looked at: without torque there is nothing that it could stop."""
+    tripped = [id for id, value in chain.values(reg.BUS_WATCHDOG).items() if value == reg.WATCHDOG_TRIPPED]
+    if not tripped:
+        return Result("watchdog", "OK", "no servo has stopped by itself")
+    names = ", ".join(map(servo_name, tripped))
+    fix = "a program died while it held them; the next start releases them, without a jump"
+    return Result("watchdog", "WARN", f"tripped at {names}", fix)
 
 
-def _modes(config: RigConfig, bus: SerialBus, ids: list[int]) -> Result:
-    modes = _values(bus, reg.OPERATING_MODE, ids)
-    wanted = dict.fromkeys(config.dclaw.joint_ids, reg.POSITION_MODE)
-    wanted[config.dclaw.object_id] = reg.EXTENDED_POSITION_MODE
-    other = [f"{id}: {mode} instead of {wanted[id]}" for id, mode in modes.items() if mode != wanted[id]]
-    detail = f"the driver will change {', '.join(other)}" if other else "as configured"
-    return Result("operating modes", "OK", detail)
+def _settings(chain: _Chain) -> Result:
+    """What servos keep for good, against the configuration: the driver's own list."""
+    if set(chain.ids) != set(chain.config.dclaw.ids):
+        return Result("settings", "WARN", "not compared while servos are silent", "see `servos` above")
+    chain.tell("comparing registers with the configuration")
+    robot = DynamixelRobot(chain.bus, chain.config.dclaw, SystemClock())
+    before = robot.differences()
+    if not before:
+        return Result("settings", "OK", "registers are as configured")
+    rows, servos = _grouped(before), {difference.servo for difference in before}
+    if not chain.options.fix:
+        detail = f"{len(before)} registers of {len(servos)} servos are not as configured (below)"
+        return Result("settings", "OK", detail, FIX, rows)  # a run mends it: no reason not to start one
+    robot.write_settings()
+    detail = f"{len(before)} registers of {len(servos)} servos written (below); torque is off there"
+    return Result("settings", "OK", detail, "", rows)
 
 
-def _limits(config: RigConfig, bus: SerialBus, ids: list[int]) -> Result:
-    lowest, highest = (_values(bus, r, ids) for r in (reg.MIN_POSITION_LIMIT, reg.MAX_POSITION_LIMIT))
-    wanted = dict(zip(config.dclaw.joint_ids, limit_ticks(config.dclaw).tolist(), strict=True))
-    other = [id for id in ids if id in wanted and [lowest[id], highest[id]] != wanted[id]]
-    detail = f"the driver will set them at {len(other)} servos" if other else "as configured"
-    return Result("position limits", "OK", detail)
+def _grouped(differences: Sequence[Difference]) -> tuple[tuple[str, ...], ...]:
+    """One row for all servos with the same difference, in register units."""
+    servos: defaultdict[tuple[str, int, int], list[int]] = defaultdict(list)
+    for register, servo, has, wants in differences:
+        servos[register.name, has, wants].append(servo)
+    return tuple(
+        (name, ", ".join(map(str, ids)), str(has), str(wants)) for (name, has, wants), ids in servos.items()
+    )
 
 
-def _cycles(config: RigConfig, bus: SerialBus, ids: list[int]) -> Result:
-    """Reads the whole robot as a run does, without the writes."""
-    before = dict(bus.statistics())
-    times = [time.perf_counter()]
-    while len(times) <= READS and times[-1] - times[0] < READ_TIME:
-        bus.sync_read(BLOCK, ids)
-        times.append(time.perf_counter())
-    failed = bus.statistics()["retries"] - before["retries"]
-    cycle = float(np.median(np.diff(times)))
-    detail = f"{cycle * 1e3:.1f} ms per cycle, {failed:.0f} repeats in {len(times) - 1} reads"
-    if cycle > config.control_period / 4:
-        status: Status = "FAIL" if cycle > config.control_period / 2 else "WARN"
-        return Result("cycle", status, detail, "lower USB latency (above), return delay 0, 1 Mbps")
-    if failed > 0.01 * len(times):
-        return Result("cycle", "WARN", detail, "noise on the line: check plugs, ground and cable length")
+def _cycles(chain: _Chain) -> Iterator[Result]:
+    """Reads the whole robot as a run does, many times. Raises BusFault."""
+    bus, collected = chain.bus, INDIRECT_ADDRESSES[: sum(register.size for register in CYCLE)]
+    before = bus.sync_read(collected, chain.ids).values
+    try:
+        bus.gather(CYCLE, chain.ids)
+        start = bus.statistics()
+        times, silent = _read_often(chain)
+        counts = {name: count - start[name] for name, count in bus.statistics().items()}
+    finally:  # what other programs have the servos collect is theirs
+        for register, column in zip(collected, before.T.tolist(), strict=True):
+            bus.sync_write(register, dict(zip(chain.ids, column, strict=True)))
+        with suppress(ServoSilent):  # answers come only after all that was written is done
+            bus.sync_read(collected, chain.ids)
+    yield _answers(chain, len(times), silent, counts)
+    yield _cycle(chain, np.array(times), counts)
+
+
+def _read_often(chain: _Chain) -> tuple[list[float], Counter[int]]:
+    """How long each cycle took, s; how often a servo was silent after all tries. Raises PortLost."""
+    times: list[float] = []
+    silent: Counter[int] = Counter()
+    now = begin = time.perf_counter()
+    while len(times) < chain.options.reads and now - begin < READ_TIME:
+        if len(times) % TOLD == 0:
+            chain.tell(f"reading all servos, {len(times)} of {chain.options.reads} times")
+        try:
+            chain.bus.sync_read(CYCLE, chain.ids)
+        except ServoSilent as fault:
+            silent.update(fault.ids)
+        now, before = time.perf_counter(), now
+        times.append(now - before)
+    return times, silent
+
+
+def _answers(chain: _Chain, reads: int, silent: Counter[int], counts: Mapping[str, int]) -> Result:
+    expected = reads * len(chain.ids)
+    lost, garbled = counts["lost"] / expected, counts["crc_errors"]
+    detail = f"{counts['lost']} of {expected:,} lost ({lost:.2%}), {garbled} garbled, in {reads:,} reads"
+    noise = "noise on the line: check plugs, ground, cable length; lower hw.bus.baud"
+    if silent:
+        names = ", ".join(f"{servo_name(id)} {times} times" for id, times in silent.items())
+        return Result("answers", "FAIL", f"{detail}; silent after all tries: {names}", noise)
+    status: Status = "FAIL" if lost > LOSING else "WARN" if lost > LOSSY else "OK"
+    return Result("answers", status, detail, noise if lost > LOSSY else "")
+
+
+def _cycle(chain: _Chain, times: Floats, counts: Mapping[str, int]) -> Result:
+    """Reading takes its time of every control step, and the bus bounds how fast that can be."""
+    config, median = chain.config, float(np.median(times))
+    detail = (
+        f"{median * 1e3:.2f} ms (p99 {np.percentile(times, 99) * 1e3:.2f}, longest {times.max() * 1e3:.1f}), "
+        f"{1 / median:.0f} per second, {'fast' if counts['fast_reads'] else 'plain'} reads"
+    )
+    if median > config.control_period / 4:
+        status: Status = "FAIL" if median > config.control_period / 2 else "WARN"
+        return Result("cycle", status, detail, "lower USB latency (above), return delay 0 (--fix), 1 Mbps")
+    if not counts["fast_reads"] and config.bus.fast_reads == "auto" and len(chain.ids) > 1:
+        fix = f"firmware from 45 on reads a quarter faster; {UPDATE}"
+        return Result("cycle", "WARN", detail, fix)
     return Result("cycle", "OK", detail)
 
 

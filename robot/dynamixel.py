@@ -1,49 +1,60 @@
-"""D'Claw by its servos: radians above, ticks below; torque, limits, watchdog and faults in one place."""
+"""D'Claw by its servos: radians above, ticks below; torque, watchdog and faults in one place."""
 
 from __future__ import annotations
 
 import atexit
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import wraps
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 
 from robot import registers as reg
+from robot.events import EventLog
 from robot.protocol import ALERT
-from robot.registers import RAD_PER_S_PER_UNIT, RAD_PER_TICK, TICKS_PER_TURN, Register, servo_name
-from robot.safety import SafetyConfig, SafetyFilter
+from robot.registers import (
+    CYCLE,
+    RAD_PER_S_PER_UNIT,
+    RAD_PER_TICK,
+    TICKS_PER_TURN,
+    VOLT_PER_UNIT,
+    servo_name,
+)
+from robot.safety import Clearance, SafetyFilter
+from robot.settings import CHECK, Difference, DynamixelConfig, ServoSettings, Ticks, limit_ticks
 from robot.types import (
     Applied,
     Bus,
     BusFault,
     Clock,
-    Config,
     Floats,
+    Health,
     InvalidCommand,
     JointState,
     MotionFault,
     Reading,
     RobotState,
     ServoAlert,
-    ServoId,
+    ServoHot,
     ServoSilent,
+    SupplyFault,
     TorqueLost,
     WatchdogTripped,
 )
 
 log = logging.getLogger(__name__)
+P = ParamSpec("P")
+T = TypeVar("T")
 
-Ticks = NDArray[np.int64]
-Sign = Literal[1, -1]
-
-BLOCK = (reg.PRESENT_CURRENT, reg.PRESENT_VELOCITY, reg.PRESENT_POSITION)  # adjacent: one packet per cycle
-CHECK = "`run_robot.py check --hw dclaw` shows what every servo answers"
+POSITION = CYCLE.index(reg.PRESENT_POSITION)
+TORQUE, ERROR, WATCHDOG, VOLTAGE, TEMPERATURE = range(POSITION + 1, len(CYCLE))  # columns of a cycle
 
 POLL = 0.03  # s between looks at a moving object; feeds the fingers' watchdog too
 STILL = 0.1  # rad/s, 4 units of the velocity register: an object slower than this has stopped
@@ -52,70 +63,11 @@ PROGRESS = 0.005  # rad, 3 ticks: less than this is noise
 LOAD_TICKS = 65  # 0.1 rad: further than this from its goal a joint is under way or blocked, not just loaded
 RETURN = 0.5  # rad/s at which joints come back that are found outside their limits
 RETURN_TIME = 4.0  # s for it: no finger can be 2 rad outside
-LOOK = 1.0  # s between looks whether a servo has silently rebooted or stopped
 UNWIND = 100  # turns of the object after which they are forgotten; servos take goals within 256
-
-
-class PositionGains(Config):
-    """Gains of the servo's own position loop, in register units (registers 84, 82, 80)."""
-
-    p: int = Field(ge=0, le=16383)
-    i: int = Field(0, ge=0, le=16383)
-    d: int = Field(0, ge=0, le=16383)
-
-
-class DynamixelConfig(Config):
-    """Which servo is which joint, where its zero lies, what it may do; the defaults are ROBEL's D'Claw."""
-
-    joint_ids: tuple[ServoId, ...] = (10, 11, 12, 20, 21, 22, 30, 31, 32)
-    object_id: ServoId = 50
-    offsets: tuple[float, ...] = (-math.pi / 2, -math.pi, -math.pi) * 3  # rad: angle = sign * servo + offset
-    signs: tuple[Sign, ...] = (1,) * 9
-    object_offset: float = -math.pi  # rad
-    object_sign: Sign = 1
-    safety: SafetyConfig = SafetyConfig()
-    # The servos' own limits stand a little outside the software box, so that a joint pressed over the box's
-    # edge can still be sent back: firmware refuses goals beyond its limits without a word.
-    limit_margin: float = Field(0.05, ge=0, le=0.5)  # rad
-    # Three control periods of 10 Hz. Longer than any healthy pause, short enough to stop before much happens.
-    watchdog: float = Field(0.3, ge=0.06, le=2.54)  # s
-    # rad/s at which a joint's set point runs to its goal; None: it jumps there, as on ROBEL's robots, and the
-    # filter bounds how far that is. With a ramp of 4.2 the fingers get less far and are faster when a step
-    # ends (0.161 rad and 1.13 rad/s after 0.2 rad in 0.1 s, against 0.181 rad and 0.58 rad/s).
-    profile_velocity: float | None = Field(None, ge=0.03, le=20)
-    object_velocity: float = Field(3.0, ge=0.03, le=20)  # rad/s, while the object is driven
-    gains: PositionGains | None = None  # None: as the servos have them
-    current_limit: float | None = Field(None, gt=0, le=4)  # A, fingers; None: as the servos have it
-    allow_unknown_models: bool = False
-    ampere_per_unit: float | None = Field(None, gt=0)  # None: by model number
-
-    @model_validator(mode="after")
-    def _is_consistent(self) -> Self:
-        joints = len(self.joint_ids)
-        for name in ("offsets", "signs"):
-            if len(getattr(self, name)) != joints:
-                raise ValueError(f"{name} has {len(getattr(self, name))} entries for {joints} joint_ids")
-        if len(self.safety.lower) != joints:
-            raise ValueError(
-                f"safety.lower and upper have {len(self.safety.lower)} entries for {joints} joint_ids"
-            )
-        if len({*self.joint_ids, self.object_id}) != joints + 1:
-            raise ValueError(f"servo ids must differ: joint_ids {self.joint_ids}, object_id {self.object_id}")
-        for servo, (low, high) in zip(self.joint_ids, limit_ticks(self).tolist(), strict=True):
-            if not 0 <= low < high < TICKS_PER_TURN:
-                raise ValueError(
-                    f"{servo_name(servo)}: its limits would be {low}..{high} ticks, a servo takes "
-                    f"0..{TICKS_PER_TURN - 1}; correct its offset, sign or safety limits"
-                )
-        return self
-
-
-def limit_ticks(config: DynamixelConfig) -> Ticks:
-    """(J, 2): lowest and highest goal position that the firmware of each joint shall accept."""
-    margin = np.array([[-config.limit_margin], [config.limit_margin]])
-    box = np.array([config.safety.lower, config.safety.upper]) + margin
-    edges = (box - np.array(config.offsets)) * np.array(config.signs) / RAD_PER_TICK
-    return np.sort(np.rint(edges).astype(np.int64), axis=0).T
+INPUT_VOLTAGE, OVERLOAD = 0x01, 0x20  # bits of register 70 that a restart clears for good reason
+RESTARTS = 3  # of one servo within RESTART_WINDOW: more often it does not overload by accident
+RESTART_WINDOW = 300.0  # s
+BOOT_LIMIT = 2.0  # s for a restarted servo to answer again; the manual says nothing, 0.2-0.5 is usual
 
 
 class Calibration:
@@ -126,22 +78,26 @@ class Calibration:
         offsets = np.array([*config.offsets, config.object_offset])
         units = np.stack(
             [
-                np.array(ampere_per_unit),
+                np.array(ampere_per_unit[: len(signs)]),
                 np.full(len(signs), RAD_PER_S_PER_UNIT),
                 np.full(len(signs), RAD_PER_TICK),
             ]
         )
-        self._scale = units * signs  # rows: current, velocity, position, as in BLOCK
+        self._scale = units * signs  # rows: current, velocity, position, as in CYCLE
         self._offset = np.stack([np.zeros_like(offsets), np.zeros_like(offsets), offsets])
         self._joints = len(config.joint_ids)
+        self._ids = config.ids
 
     def state(self, reading: Reading) -> RobotState:
-        """Joints and object in SI units, from a reading of BLOCK with the object in the last row."""
-        si = reading.values.T * self._scale + self._offset
+        """A cycle in SI units: joints first, then the object, then what only its health is known of."""
+        moving = reading.values[: self._joints + 1, : POSITION + 1]
+        si = moving.T * self._scale + self._offset
         joints, thing = si[:, : self._joints], si[:, self._joints :]
+        temperature = reading.values[:, TEMPERATURE].astype(np.float64)
         return RobotState(
             JointState(reading.time, joints[2], joints[1], joints[0]),
             JointState(reading.time, thing[2], thing[1], thing[0]),
+            Health(self._ids, temperature, reading.values[:, VOLTAGE].astype(np.float64) * VOLT_PER_UNIT),
         )
 
     def ticks(self, angles: Floats) -> Ticks:
@@ -155,6 +111,20 @@ class Calibration:
         return round((angle - float(self._offset[2, -1])) / float(self._scale[2, -1]))
 
 
+def _exclusive(
+    method: Callable[Concatenate[DynamixelRobot, P], T],
+) -> Callable[Concatenate[DynamixelRobot, P], T]:
+    """One thread at a time speaks to the servos: the program, or what keeps them alive while it computes."""
+
+    @wraps(method)
+    def locked(robot: DynamixelRobot, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with robot.lock:
+            robot.asked = robot.clock.now()
+            return method(robot, *args, **kwargs)
+
+    return locked
+
+
 class DynamixelRobot:
     """Fingers on position servos and an object on an encoder servo, over any bus: simulated, emulated, real.
 
@@ -162,41 +132,57 @@ class DynamixelRobot:
     the program dies. Leaving the context, by whatever exception, switches all torque off.
     """
 
-    def __init__(self, bus: Bus, config: DynamixelConfig, clock: Clock) -> None:
-        self._bus, self._config, self._clock = bus, config, clock
-        self._joint_ids = config.joint_ids
-        self._ids = (*config.joint_ids, config.object_id)
-        self._filter = SafetyFilter(config.safety)
+    def __init__(
+        self,
+        bus: Bus,
+        config: DynamixelConfig,
+        clock: Clock,
+        events: EventLog | None = None,
+        clearance: Clearance | None = None,
+    ) -> None:
+        self._bus, self._config, self.clock = bus, config, clock
+        self._events = events or EventLog(clock)
+        self.lock = threading.RLock()
+        self._joint_ids, self._ids = config.joint_ids, config.ids
+        self._filter = SafetyFilter(config.safety, clearance)
         self._limits = limit_ticks(config)
-        self._models: dict[int, int] = {}
+        self._settings = ServoSettings(bus, config)
+        self._table = self._settings.table
         self._calibration = Calibration(config, [config.ampere_per_unit or 1e-3] * len(self._ids))
+        self._supply = np.array([[0.0, np.inf]] * len(self._ids))  # V, what each servo allows
         self._latest: RobotState | None = None
+        self._gathered = False  # whether the servos collect a cycle's registers for us
         self._verified = False  # whether the servos are known to carry what the config wants
         self._engaged = False
+        self.asked = -math.inf  # s, when the program last used the robot
         self._heard = -math.inf  # s, when we last asked all servos; they heard it then or later
-        self._looked = -math.inf  # s, when all were last seen under torque and watching
+        self._restarts: defaultdict[int, deque[float]] = defaultdict(lambda: deque(maxlen=RESTARTS))
 
     @property
     def joints(self) -> int:
         """J, the number of commanded joints."""
         return len(self._joint_ids)
 
+    @property
+    def engaged(self) -> bool:
+        """Whether the fingers are under torque, as far as this program has ordered it."""
+        return self._engaged
+
+    @_exclusive
     def read(self) -> RobotState:
         """Where everything is now: one bus cycle, strictly fresh. The object's angle counts turns, rad.
 
-        Raises ServoSilent, ServoAlert, WatchdogTripped, TorqueLost, PortLost or another BusFault; never
-        returns old data.
+        Raises ServoSilent, ServoAlert, SupplyFault, ServoHot, WatchdogTripped, TorqueLost, PortLost or
+        another BusFault; never returns old data. Of a relaxed robot it asks no more than that all answer.
         """
-        asked = self._clock.now()
         with self._distrust_on_fault():
-            reading = self._bus.sync_read(BLOCK, self._ids)
-            self._check_alerts(reading)
+            reading = self._cycle()
             if self._engaged:
-                self._check_still_driven(asked - self._heard)
-        self._heard = asked
+                self._check(reading)
         self._latest = self._calibration.state(reading)
         return self._latest
 
+    @_exclusive
     def command(self, target: Floats, dt: float) -> Applied:
         """Sends the joints towards target (J,) rad for the next dt seconds, as far as safety allows.
 
@@ -206,7 +192,7 @@ class DynamixelRobot:
         if not self._engaged:
             raise InvalidCommand("the robot is relaxed; call engage() before command()")
         state = self._latest
-        if state is None or not self._clock.now() - state.time <= min(dt, self._config.safety.max_period):
+        if state is None or not self.clock.now() - state.time <= min(dt, self._config.safety.max_period):
             state = self.read()
         applied = self._filter(target, state.joints, dt)
         ticks = self._calibration.ticks(applied.target).tolist()
@@ -214,48 +200,52 @@ class DynamixelRobot:
             self._bus.sync_write(reg.GOAL_POSITION, dict(zip(self._joint_ids, ticks, strict=True)))
         return applied
 
+    @_exclusive
     def hold(self) -> None:
-        """Stays where it is, under torque, as far as the bus allows; never raises a BusFault.
+        """Stays where it is, under torque, every servo that can be reached; never raises a BusFault.
 
         A servo that cannot be reached keeps its last goal, and its watchdog holds it there.
         """
         if not self._engaged:
             return
         try:
-            goals = self._goals_to_stay(dict.fromkeys(self._joint_ids, 1))
+            goals = self._goals_to_stay(self._joint_ids)
             self._bus.sync_write(reg.GOAL_POSITION, goals)
         except BusFault as fault:
             self._verified = False
             log.warning("hold: %s The servos hold by their own watchdog.", fault)
 
+    @_exclusive
     def engage(self) -> None:
         """Torque on at the present pose, without a lunge; clears a tripped watchdog and arms it again.
 
-        Everything that the servos should carry is verified first, unless nothing has happened since it was.
-        Raises BusFault, with all torque off.
+        Everything that the servos should carry is verified first, unless nothing has happened since it was. A
+        servo that has cut its torque by overload is restarted, at most 3 times in 5 minutes. Raises BusFault,
+        with all torque off.
         """
         units = reg.watchdog_units(self._config.watchdog)
         try:
             if not self._unchanged(units):
                 self._configure()
-            self._write_all(reg.BUS_WATCHDOG, dict.fromkeys(self._ids, 0))
+            self._table.write(reg.BUS_WATCHDOG, dict.fromkeys(self._ids, 0))
             self._bus.write(reg.TORQUE_ENABLE, self._config.object_id, 0)
             self._torque_on(units)
+            self._check(self._cycle())
         except BaseException:
             self.relax()
             raise
         self._engaged = True
         self._latest = None
-        self._heard = self._looked = self._clock.now()
 
+    @_exclusive
     def relax(self) -> None:
         """Torque off everywhere, tried on every servo even if some fail. Never raises a BusFault."""
-        self._engaged = self._verified = False
+        was_engaged, self._engaged, self._verified = self._engaged, False, False
         self._latest = None
         with suppress(BusFault):
             self._bus.sync_write(reg.TORQUE_ENABLE, dict.fromkeys(self._ids, 0))  # all at once, unconfirmed
         failed = {servo: fault for servo in self._ids if (fault := self._torque_off_fault(servo))}
-        if failed:
+        if failed and was_engaged:
             log.error(
                 "relax: torque may still be on at %s. Their watchdog stops them at their present pose within "
                 "%.2f s; switch the servo power off before you reach in. The last answer was: %s",
@@ -264,6 +254,7 @@ class DynamixelRobot:
                 list(failed.values())[-1],
             )
 
+    @_exclusive
     def drive_object(self, angle: float, tolerance: float, timeout: float) -> float:
         """Turns the object by its own servo to angle (rad, mod 2 pi), the short way; fingers hold meanwhile.
 
@@ -272,26 +263,68 @@ class DynamixelRobot:
         """
         if not (math.isfinite(angle) and tolerance > 0 and timeout > 0):
             raise InvalidCommand(f"cannot drive to {angle} rad within {tolerance} rad in {timeout} s")
+        servo = self._config.object_id
         here = float(self.read().object.position[0])
         goal = here + math.remainder(angle - here, math.tau)
         try:
-            self._write_object(reg.GOAL_POSITION, self._calibration.object_ticks(here))
-            self._write_object(reg.TORQUE_ENABLE, 1)
-            self._write_object(reg.GOAL_POSITION, self._calibration.object_ticks(goal))
+            self._drive(servo, self._calibration.object_ticks(here), self._calibration.object_ticks(goal))
             self._wait_for_object(goal, tolerance, timeout)
         finally:
-            still_on = self._torque_off_fault(self._config.object_id)
+            still_on = self._torque_off_fault(servo)
             self._verified = self._verified and still_on is None
         if still_on:
             raise still_on
         return float(self.read().object.position[0])
+
+    @_exclusive
+    def point(self, angle: float) -> None:
+        """Sends the guide servo, where there is one, to point at an object angle (rad); does not wait for it.
+
+        Raises InvalidCommand when the robot is relaxed or the angle is no number, or BusFault.
+        """
+        config = self._config
+        if config.guide_id is None:
+            return
+        if not (self._engaged and math.isfinite(angle)):
+            raise InvalidCommand(f"cannot point at {angle} rad; is the robot engaged?")
+        turned = (angle - config.guide_offset) * config.guide_sign / RAD_PER_TICK
+        present = self._table.values(reg.PRESENT_POSITION, (config.guide_id,))[config.guide_id]
+        self._drive(config.guide_id, present, round(turned) % TICKS_PER_TURN)
+
+    def tend(self) -> None:
+        """Feeds the servos' watchdogs while the program is busy elsewhere; relaxes when that takes too long.
+
+        For a thread of its own. Faults are left for the program's next call to find.
+        """
+        if not self._engaged or not self.lock.acquire(blocking=False):
+            return  # somebody is speaking to the servos
+        try:
+            now, config = self.clock.now(), self._config
+            if self._engaged and now - self.asked > config.keep_alive:
+                words = f"the program was silent for {config.keep_alive:g} s: the robot was relaxed"
+                self._events.emit("keep-alive", words, "error")
+                self.relax()
+            elif self._engaged and now - self._heard > config.watchdog / 3:
+                self._feed(self._ids)
+        finally:
+            self.lock.release()
+
+    def differences(self) -> list[Difference]:
+        """What the servos carry for good and should not; moves and writes nothing. Raises BusFault."""
+        self._settings.identify()
+        return self._settings.differences()
+
+    def write_settings(self) -> None:
+        """Writes what `differences` lists; torque is off where something was written. Raises BusFault."""
+        self._settings.identify()
+        self._settings.write_eeprom()
 
     def describe(self) -> dict[str, Any]:
         """Calibration and limits in force, as plain data for the episode log."""
         return {
             "calibration": self._config.model_dump(mode="json"),
             "limit_ticks": dict(zip(map(str, self._joint_ids), self._limits.tolist(), strict=True)),
-            "models": {str(servo): model for servo, model in self._models.items()},
+            "models": {str(servo): model for servo, model in self._settings.models.items()},
             "watchdog_units": reg.watchdog_units(self._config.watchdog),
         }
 
@@ -327,200 +360,95 @@ class DynamixelRobot:
         Their watchdogs tell: a restart sets them to 0, tripping to 255. Without torque somebody may have
         switched the supply, after a fault anything may be; `_verified` is False then.
         """
-        if not self._verified or {*self._values(reg.BUS_WATCHDOG, self._ids).values()} != {units}:
+        if not self._verified:
+            return False
+        states = self._table.reachable((reg.BUS_WATCHDOG, reg.HARDWARE_ERROR_STATUS), self._ids)
+        if len(states) < len(self._ids) or any(state != [units, 0] for state in states.values()):
             return False
         return abs(self._bus.read(reg.PRESENT_POSITION, self._config.object_id)) <= UNWIND * TICKS_PER_TURN
 
     def _configure(self) -> None:
         """Everything that the servos should carry, verified by reading it back. Moves nothing."""
-        self._identify()
+        self._gathered = False
+        self._settings.identify()
         # Servos may be set to answer reads only; then no write could ever be confirmed.
         self._bus.sync_write(reg.STATUS_RETURN_LEVEL, dict.fromkeys(self._ids, 2))
-        self._check_hardware_errors()
+        self._clear_errors()
         self._unwind_object()
-        for register, values in self._wanted_eeprom():
-            self._write_eeprom(register, values)
-        for register, values in self._wanted_ram():
-            self._write_all(register, values)
-        self._verified = True
-
-    def _identify(self) -> None:
-        self._models = self._bus.ping(self._ids)
-        silent = [servo for servo in self._ids if servo not in self._models]
-        if silent:
-            names = ", ".join(servo_name(servo) for servo in silent)
-            cause = "the servo power and the baud rate" if not self._models else "their cables and ids"
-            raise ServoSilent(
-                f"{names} did not answer; {len(self._models)} of {len(self._ids)} servos did. "
-                f"Check {cause}; {CHECK}.",
-                silent,
-            )
-        strangers = [servo for servo, model in self._models.items() if model not in reg.MODEL_NAMES]
-        if strangers and not self._config.allow_unknown_models:
-            self._refuse_models(strangers)
-        self._calibration = Calibration(self._config, [self._ampere_per_unit(servo) for servo in self._ids])
-
-    def _refuse_models(self, strangers: Sequence[int]) -> None:
-        seen = ", ".join(f"{servo_name(servo)} is model {self._models[servo]}" for servo in strangers)
-        known = ", ".join(f"{name} ({number})" for number, name in reg.MODEL_NAMES.items())
-        raise BusFault(
-            f"{seen}; this driver knows {known}. If its control table is the same (e-Manual), allow it with "
-            "--set hw.dclaw.allow_unknown_models=true and give hw.dclaw.ampere_per_unit."
-        )
-
-    def _ampere_per_unit(self, servo: int) -> float:
-        # 1 mA is the unit of the newer X models, which may be allowed without one of their own.
-        return self._config.ampere_per_unit or reg.AMPERE_PER_UNIT.get(self._models[servo], 1e-3)
-
-    def _wanted_eeprom(self) -> Iterator[tuple[Register, dict[int, int]]]:
-        lowest, highest = self._limits.T.tolist()
-        modes = dict.fromkeys(self._joint_ids, reg.POSITION_MODE)
-        yield reg.RETURN_DELAY_TIME, dict.fromkeys(self._ids, 0)  # the factory's 500 us cost 5 ms per cycle
-        yield reg.DRIVE_MODE, dict.fromkeys(self._ids, 0)  # signs are ours; profiles are velocities
-        # At least what the factory says cuts the torque: overheating, electrical shock, overload.
-        causes = self._values(reg.SHUTDOWN, self._ids)
-        yield reg.SHUTDOWN, {servo: bits | reg.SHUTDOWN.default for servo, bits in causes.items()}
-        yield reg.OPERATING_MODE, modes | {self._config.object_id: reg.EXTENDED_POSITION_MODE}
-        yield reg.MIN_POSITION_LIMIT, dict(zip(self._joint_ids, lowest, strict=True))
-        yield reg.MAX_POSITION_LIMIT, dict(zip(self._joint_ids, highest, strict=True))
-        if self._config.current_limit is not None:
-            limit = self._config.current_limit
-            units = {servo: round(limit / self._ampere_per_unit(servo)) for servo in self._joint_ids}
-            yield reg.CURRENT_LIMIT, units
-
-    def _wanted_ram(self) -> Iterator[tuple[Register, dict[int, int]]]:
-        yield reg.PROFILE_ACCELERATION, dict.fromkeys(self._ids, 0)
-        yield reg.PROFILE_VELOCITY, self._profiles()
-        if self._config.gains is not None:
-            yield reg.POSITION_P_GAIN, dict.fromkeys(self._joint_ids, self._config.gains.p)
-            yield reg.POSITION_I_GAIN, dict.fromkeys(self._joint_ids, self._config.gains.i)
-            yield reg.POSITION_D_GAIN, dict.fromkeys(self._joint_ids, self._config.gains.d)
-
-    def _profiles(self) -> dict[int, int]:
-        """Profile velocities in register units: at least 1, as 0 means none; at most what firmware takes."""
-        fastest = self._values(reg.VELOCITY_LIMIT, self._ids)
-        wanted = dict.fromkeys(self._joint_ids, self._config.profile_velocity)
-        wanted[self._config.object_id] = self._config.object_velocity
-        return {
-            servo: 0 if speed is None else max(1, min(round(speed / RAD_PER_S_PER_UNIT), fastest[servo]))
-            for servo, speed in wanted.items()
-        }
-
-    def _write_eeprom(self, register: Register, values: Mapping[int, int]) -> None:
-        """Only where it differs: the memory wears out, and it needs torque off."""
-        before = self._values(register, tuple(values))
-        different = {servo: value for servo, value in values.items() if before[servo] != value}
-        for servo, value in different.items():
-            self._bus.write(reg.TORQUE_ENABLE, servo, 0)
-            self._bus.write(register, servo, value)
-        if different:
-            changes = ", ".join(f"{servo}: {before[servo]} -> {value}" for servo, value in different.items())
-            log.info("%s written for good (servo: old -> new) %s", register.name, changes)
-        self._require(register, different)
-
-    def _write_all(self, register: Register, values: Mapping[int, int]) -> None:
-        """One packet for all, then what did not arrive one by one, where a servo says why it refuses."""
-        if not values:
-            return
-        self._bus.sync_write(register, values)
-        for servo in self._differing(register, values):
-            self._bus.write(register, servo, values[servo])
-        self._require(register, values)
+        self._settings.write_eeprom()
+        self._settings.write_ram()
+        self._supply = self._settings.supply()
+        self._check_supply(self._table.values(reg.PRESENT_INPUT_VOLTAGE, self._ids))  # before any torque
+        units = [self._settings.ampere_per_unit(servo) for servo in self._ids]
+        self._calibration = Calibration(self._config, units)
+        self._bus.gather(CYCLE, self._ids)
+        self._gathered = self._verified = True
 
     def _torque_on(self, watchdog: int) -> None:
         """Torque on and watchdogs armed; joints that are outside their limits come back slowly."""
-        goals = self._goals_to_stay(self._values(reg.TORQUE_ENABLE, self._joint_ids))
+        goals = self._goals_to_stay(self._joint_ids)
+        if len(goals) < self.joints:
+            raise self._silent([servo for servo in self._joint_ids if servo not in goals])
         outside = self._away_from(goals)
-        # Firmware takes no goal out there, so the torque will pull them in: 0.5 rad with a jump of 7 rad/s.
-        self._write_all(reg.PROFILE_VELOCITY, dict.fromkeys(outside, round(RETURN / RAD_PER_S_PER_UNIT)))
-        self._write_all(reg.GOAL_POSITION, goals)
-        self._write_all(reg.TORQUE_ENABLE, dict.fromkeys(self._joint_ids, 1))
-        self._write_all(reg.BUS_WATCHDOG, dict.fromkeys(self._ids, watchdog))
+        # The torque will pull them in: by 0.5 rad with a jump of 7 rad/s.
+        slow = dict.fromkeys(outside, round(RETURN / RAD_PER_S_PER_UNIT))
+        self._table.write(reg.PROFILE_VELOCITY, slow)
+        self._table.write(reg.GOAL_POSITION, goals)
+        self._table.write(reg.TORQUE_ENABLE, dict.fromkeys(self._joint_ids, 1))
+        self._table.write(reg.BUS_WATCHDOG, dict.fromkeys(self._ids, watchdog))
         if outside:
-            deadline = self._clock.now() + RETURN_TIME
-            while self._away_from(goals) and self._clock.now() < deadline:
-                self._clock.sleep_until(self._clock.now() + POLL)
-            self._write_all(reg.PROFILE_VELOCITY, self._profiles())
+            deadline = self.clock.now() + RETURN_TIME
+            while self._away_from(goals) and self.clock.now() < deadline:
+                self.clock.sleep_until(self.clock.now() + POLL)
+            self._table.write(reg.PROFILE_VELOCITY, self._settings.profiles())
 
     def _away_from(self, goals: Mapping[int, int]) -> list[int]:
-        present = self._values(reg.PRESENT_POSITION, self._ids)  # of all, to feed all watchdogs
+        present = self._table.values(reg.PRESENT_POSITION, self._ids)  # of all, to feed all watchdogs
         return [servo for servo, goal in goals.items() if abs(present[servo] - goal) > LOAD_TICKS]
 
-    def _require(self, register: Register, values: Mapping[int, int]) -> None:
-        wrong = self._differing(register, values) if values else {}
-        if wrong:
-            seen = ", ".join(f"{servo_name(s)} has {has}, expected {values[s]}" for s, has in wrong.items())
-            raise BusFault(f"{register.name} was written but reads back differently: {seen}; {CHECK}.")
-
-    def _differing(self, register: Register, values: Mapping[int, int]) -> dict[int, int]:
-        """What servos carry instead of the wanted values."""
-        actual = self._values(register, tuple(values))
-        return {servo: actual[servo] for servo, value in values.items() if actual[servo] != value}
-
-    def _values(self, register: Register, servos: Sequence[int]) -> dict[int, int]:
-        column = self._bus.sync_read((register,), servos).values[:, 0]
-        return dict(zip(servos, column.tolist(), strict=True))
-
-    # --- While it runs -------------------------------------------------------------------------------------
-
-    def _goals_to_stay(self, driven: Mapping[int, int]) -> dict[int, int]:
-        """Goals that keep the joints where they are; where that is beyond a firmware limit, at the limit.
-
-        A driven joint that rests near its goal keeps it: the distance carries its load, and a goal set
-        to the present position would let it sag by as much again, every time (0.03 rad on the nominal model).
-        """
-        present, goal = (
-            self._values(register, self._joint_ids) for register in (reg.PRESENT_POSITION, reg.GOAL_POSITION)
-        )
-        stay = {
-            servo: goal[servo] if driven[servo] and abs(goal[servo] - at) <= LOAD_TICKS else at
-            for servo, at in present.items()
-        }
-        bounds = zip(self._joint_ids, self._limits.tolist(), strict=True)
-        return {servo: min(max(stay[servo], low), high) for servo, (low, high) in bounds}
-
-    def _check_still_driven(self, silence: float) -> None:
-        """Finds servos that stopped by themselves: goals to them are refused or ignored without a word."""
-        # A servo may hear a packet later than we ask, so trip while we ask: look a little too early.
-        if silence <= 0.8 * self._config.watchdog and self._clock.now() - self._looked <= LOOK:
-            return
-        watchdogs = self._values(reg.BUS_WATCHDOG, self._ids)
-        tripped = [servo for servo, value in watchdogs.items() if value == reg.WATCHDOG_TRIPPED]
-        if tripped:
-            raise WatchdogTripped(
-                f"{len(tripped)} servos ({servo_name(tripped[0])} first) stopped by themselves after "
-                f"{silence:.2f} s without a packet; they allow {self._config.watchdog:.2f} s. They hold "
-                "their pose; engage() releases them. If the program was only slow, raise hw.dclaw.watchdog."
-            )
-        torque = self._values(reg.TORQUE_ENABLE, self._joint_ids)
-        limp = [servo for servo in self._ids if not (torque.get(servo, 1) and watchdogs[servo])]
-        if limp:
-            raise TorqueLost(
-                f"{', '.join(map(servo_name, limp))} lost torque without being told to: a reboot after a dip "
-                "of the supply, or another program. Check power supply and cables; engage() configures the "
-                "servos anew."
-            )
-        self._looked = self._clock.now()
-
-    def _check_hardware_errors(self) -> None:
-        errors = self._values(reg.HARDWARE_ERROR_STATUS, self._ids)
+    def _clear_errors(self) -> None:
+        """Restarts servos that a restart can cure. Raises ServoAlert for the others, SupplyFault."""
+        errors = self._table.values(reg.HARDWARE_ERROR_STATUS, self._ids)
         pending = {servo: bits for servo, bits in errors.items() if bits}
+        incurable = {servo: bits for servo, bits in pending.items() if bits & ~(OVERLOAD | INPUT_VOLTAGE)}
+        if incurable:
+            raise self._alert(incurable)
         if pending:
-            raise self._alert(pending)
+            self._check_supply(self._table.values(reg.PRESENT_INPUT_VOLTAGE, self._ids))
+        for servo, bits in pending.items():
+            self._restart(servo, bits)
 
-    def _check_alerts(self, reading: Reading) -> None:
-        rows = np.flatnonzero(reading.alerts & ALERT)
-        if rows.size:
-            alarmed = tuple(self._ids[row] for row in rows)
-            raise self._alert(self._values(reg.HARDWARE_ERROR_STATUS, alarmed))
+    def _restart(self, servo: int, bits: int) -> None:
+        """Reboots one servo, if it may be, and waits until it answers; the others stay fed meanwhile."""
+        now, words = self.clock.now(), reg.describe_hardware_error(bits)
+        recent = [time for time in self._restarts[servo] if now - time < RESTART_WINDOW]
+        if bits & OVERLOAD and len(recent) >= RESTARTS:  # a dip of the supply is nobody's effort
+            raise ServoAlert(
+                f"{servo_name(servo)} reports {words} again, after {RESTARTS} restarts within "
+                f"{RESTART_WINDOW / 60:.0f} minutes: something blocks it. Free it, let it cool; {CHECK}.",
+                {servo: bits},
+            )
+        if bits & OVERLOAD:
+            self._restarts[servo].append(now)
+        self._bus.reboot(servo)
+        self._await_answer(servo)
+        self._bus.write(reg.STATUS_RETURN_LEVEL, servo, 2)
+        if still := self._bus.read(reg.HARDWARE_ERROR_STATUS, servo):
+            raise self._alert({servo: still})
+        count = f", {len(recent) + 1} of {RESTARTS} times in {RESTART_WINDOW / 60:.0f} minutes"
+        told = f"{servo_name(servo)} reported {words} and was restarted{count if bits & OVERLOAD else ''}"
+        self._events.emit("reboot", told)
 
-    def _alert(self, errors: Mapping[int, int]) -> ServoAlert:
-        words = (
-            f"{servo_name(id)} reports {reg.describe_hardware_error(bits)}" for id, bits in errors.items()
-        )
-        return ServoAlert(
-            f"{', '.join(words)}. Such a servo has no torque until it is restarted: free what blocks it, "
-            f"let it cool, switch the servo power off and on; {CHECK}."
+    def _await_answer(self, servo: int) -> None:
+        deadline = self.clock.now() + BOOT_LIMIT
+        while self.clock.now() < deadline:
+            self.clock.sleep_until(self.clock.now() + POLL)
+            self._feed([other for other in self._ids if other != servo])
+            if self._bus.ping((servo,)):
+                return
+        raise ServoSilent(
+            f"{servo_name(servo)} is silent {BOOT_LIMIT:g} s after its restart. Check its cable; {CHECK}.",
+            [servo],
         )
 
     def _unwind_object(self) -> None:
@@ -530,11 +458,151 @@ class DynamixelRobot:
         """
         servo = self._config.object_id
         if abs(self._bus.read(reg.PRESENT_POSITION, servo)) > UNWIND * TICKS_PER_TURN:
-            self._write_eeprom(reg.OPERATING_MODE, {servo: reg.POSITION_MODE})
+            self._table.write_eeprom(reg.OPERATING_MODE, {servo: reg.POSITION_MODE})
+
+    # --- While it runs -------------------------------------------------------------------------------------
+
+    def _cycle(self) -> Reading:
+        """The registers of a cycle, of all servos, none of which has forgotten what they are."""
+        self._heard = self.clock.now()
+        reading = self._bus.sync_read(CYCLE, self._ids)
+        forgetful = self._forgetful(reading)
+        if forgetful and self._engaged:
+            raise self._restarted(forgetful)
+        if forgetful:  # somebody switched the supply of a relaxed robot: collect again
+            self._verified = False
+            self._bus.gather(CYCLE, self._ids)
+            self._table.write(reg.BUS_WATCHDOG, dict.fromkeys(self._ids, self._watchdog_units))
+            reading = self._bus.sync_read(CYCLE, self._ids)
+            if forgetful := self._forgetful(reading):
+                raise self._restarted(forgetful)
+        return reading
+
+    @property
+    def _watchdog_units(self) -> int:
+        return reg.watchdog_units(self._config.watchdog)
+
+    def _forgetful(self, reading: Reading) -> list[int]:
+        """Servos that have restarted: their watchdog is 0, and what they collect is no cycle any more."""
+        if not self._gathered:
+            return []
+        return self._servos(reading.values[:, WATCHDOG] == 0)
+
+    def _check(self, reading: Reading) -> None:
+        """Raises what the servos say of themselves; none of it costs a packet of its own."""
+        errors = reading.values[:, ERROR]
+        if errors.any() or (reading.alerts & ALERT).any():
+            self._raise_errors(reading)
+        self._check_supply(dict(zip(self._ids, reading.values[:, VOLTAGE].tolist(), strict=True)))
+        tripped = self._servos(reading.values[:, WATCHDOG] == reg.WATCHDOG_TRIPPED)
+        if tripped:
+            raise WatchdogTripped(
+                f"{len(tripped)} servos ({servo_name(tripped[0])} first) stopped by themselves after a "
+                f"silence; they allow {self._config.watchdog:.2f} s. They hold their pose; engage() releases "
+                "them. If the program was only slow, raise hw.dclaw.watchdog."
+            )
+        limp = [servo for servo in self._servos(reading.values[:, TORQUE] == 0) if servo in self._joint_ids]
+        if limp:
+            raise TorqueLost(
+                f"{', '.join(map(servo_name, limp))} lost torque without being told to: another program, or "
+                "a hand on the switch. engage() configures the servos anew."
+            )
+        self._check_temperature(reading)
+
+    def _servos(self, where: NDArray[np.bool_]) -> list[int]:
+        return [self._ids[row] for row in np.flatnonzero(where)]
+
+    def _raise_errors(self, reading: Reading) -> None:
+        """Alerts carry no cause; register 70 does, in the same reading."""
+        alarmed = self._servos((reading.values[:, ERROR] != 0) | (reading.alerts & ALERT != 0))
+        errors = {servo: int(reading.values[self._ids.index(servo), ERROR]) for servo in alarmed}
+        if {*errors.values()} == {INPUT_VOLTAGE}:
+            volts = reading.values[:, VOLTAGE] * VOLT_PER_UNIT
+            raise SupplyFault(
+                f"{', '.join(map(servo_name, alarmed))} report input voltage (0x01); now {volts.min():.1f} "
+                f"to {volts.max():.1f} V. Check power supply and thick cables; {CHECK}."
+            )
+        raise self._alert(errors)
+
+    def _check_supply(self, units: Mapping[int, int]) -> None:
+        volts = np.array([units[servo] for servo in self._ids]) * VOLT_PER_UNIT
+        wrong = self._servos((volts < self._supply[:, 0] - 1e-6) | (volts > self._supply[:, 1] + 1e-6))
+        if wrong:
+            row = self._ids.index(wrong[0])
+            low, high = self._supply[row]
+            raise SupplyFault(
+                f"{servo_name(wrong[0])} has {volts[row]:.1f} V and allows {low:.1f} to {high:.1f}"
+                f"{f', {len(wrong) - 1} others too' if len(wrong) > 1 else ''}. Check power supply and thick "
+                f"cables; {CHECK}."
+            )
+
+    def _check_temperature(self, reading: Reading) -> None:
+        warm = self._servos(reading.values[:, TEMPERATURE] >= self._config.warm)
+        if warm:
+            heat = {servo: int(reading.values[self._ids.index(servo), TEMPERATURE]) for servo in warm}
+            seen = ", ".join(f"{servo_name(servo)} is at {degrees} deg C" for servo, degrees in heat.items())
+            raise ServoHot(
+                f"{seen}; from {self._config.warm:g} on it has to cool to {self._config.cool:g}, at "
+                f"{self._config.temperature_limit} it would cut its torque by itself."
+            )
+
+    def _restarted(self, servos: Sequence[int]) -> TorqueLost:
+        self._gathered = self._verified = False
+        everyone = len(servos) == len(self._ids)
+        who = "all servos" if everyone else ", ".join(map(servo_name, servos))
+        cause = "the supply dipped" if everyone else "its supply dipped or its plug is loose"
+        return TorqueLost(
+            f"{who} restarted and lost torque: {cause}. Check power supply and cables; engage() configures "
+            "the servos anew."
+        )
+
+    def _alert(self, errors: Mapping[int, int]) -> ServoAlert:
+        words = (
+            f"{servo_name(id)} reports {reg.describe_hardware_error(bits)}" for id, bits in errors.items()
+        )
+        return ServoAlert(
+            f"{', '.join(words)}. Such a servo has no torque until it is restarted: free what blocks it, "
+            f"let it cool, switch the servo power off and on; {CHECK}.",
+            errors,
+        )
+
+    def _silent(self, servos: Sequence[int]) -> ServoSilent:
+        names = ", ".join(map(servo_name, servos))
+        return ServoSilent(f"{names} did not answer. Check cables and servo power; {CHECK}.", servos)
+
+    def _goals_to_stay(self, servos: Sequence[int]) -> dict[int, int]:
+        """Goals that keep joints where they are, of those that answer; beyond a firmware limit, at the limit.
+
+        A driven joint that rests near its goal keeps it: the distance carries its load, and a goal set
+        to the present position would let it sag by as much again, every time (0.03 rad on the nominal model).
+        """
+        registers = (reg.PRESENT_POSITION, reg.GOAL_POSITION, reg.TORQUE_ENABLE)
+        limits = dict(zip(self._joint_ids, self._limits.tolist(), strict=True))
+        goals = {}
+        for servo, (at, goal, driven) in self._table.reachable(registers, servos).items():
+            low, high = limits[servo]
+            loaded = driven and abs(goal - at) <= LOAD_TICKS
+            goals[servo] = min(max(goal if loaded else at, low), high)
+        return goals
+
+    def _feed(self, servos: Sequence[int]) -> None:
+        """Lets servos hear something; who does not answer is found by the next reading."""
+        self._heard = self.clock.now()
+        try:
+            self._bus.sync_read((reg.PRESENT_POSITION,), servos)
+        except BusFault:
+            self._verified = False
+
+    def _drive(self, servo: int, present: int, goal: int) -> None:
+        """A servo that is no joint, from where it is to a goal (ticks), at its bounded velocity."""
+        with self._distrust_on_fault():
+            self._bus.write(reg.GOAL_POSITION, servo, present)
+            self._bus.write(reg.TORQUE_ENABLE, servo, 1)
+            self._bus.write(reg.GOAL_POSITION, servo, goal)
 
     def _wait_for_object(self, goal: float, tolerance: float, timeout: float) -> None:
-        deadline = self._clock.now() + timeout
-        best, best_time = math.inf, self._clock.now()
+        deadline = self.clock.now() + timeout
+        best, best_time = math.inf, self.clock.now()
         while True:
             thing = self.read().object
             error, speed = abs(float(thing.position[0]) - goal), abs(float(thing.velocity[0]))
@@ -544,7 +612,7 @@ class DynamixelRobot:
                 best, best_time = error, thing.time
             if thing.time > min(deadline, best_time + STALL):
                 raise MotionFault(self._stuck(float(thing.position[0]), goal, tolerance))
-            self._clock.sleep_until(self._clock.now() + POLL)
+            self.clock.sleep_until(self.clock.now() + POLL)
 
     def _stuck(self, angle: float, goal: float, tolerance: float) -> str:
         return (
@@ -552,10 +620,6 @@ class DynamixelRobot:
             f"does not get to {math.remainder(goal, math.tau):+.3f} +- {tolerance:.3f} rad. Is a finger in "
             "its way?"
         )
-
-    def _write_object(self, register: Register, value: int) -> None:
-        with self._distrust_on_fault():
-            self._bus.write(register, self._config.object_id, value)
 
     def _torque_off_fault(self, servo: int) -> BusFault | None:
         """Switches one servo's torque off, trying twice; None when it confirmed, else why it did not."""

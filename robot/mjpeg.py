@@ -14,6 +14,7 @@ import cv2
 
 from robot.types import Image
 
+LONGEST_BODY = 65536  # bytes that somebody may post
 SEND_BUFFER = 65536  # bytes; small, so that a slow reader misses frames instead of getting old ones
 
 
@@ -70,19 +71,31 @@ class FrameFeed:
 
 
 PAGE = b"""<!doctype html><title>emulated D'Claw</title><img src="/cam.mjpg" width="512">
-<p><a href="/state">servos and valve</a></p>"""
+<p><a href="/state">servos, valve and faults</a></p>"""
 
 
 class CameraServer(ThreadingHTTPServer):
-    """A camera on 127.0.0.1: `/cam.mjpg` streams, `/state` tells the truth as JSON, `/` shows both."""
+    """A camera on 127.0.0.1: `/cam.mjpg` streams, `/state` tells the truth as JSON, `/` shows both.
+
+    What is posted to `/faults` goes to `inject`, which answers with what it understood, or raises ValueError;
+    a DELETE there is `heal`.
+    """
 
     daemon_threads = True
     block_on_close = False  # a viewer's thread ends when its feed does
 
-    def __init__(self, feed: FrameFeed, state: Callable[[], Mapping[str, Any]], port: int = 0) -> None:
+    def __init__(
+        self,
+        feed: FrameFeed,
+        state: Callable[[], Mapping[str, Any]],
+        port: int = 0,
+        inject: Callable[[bytes], Mapping[str, Any]] | None = None,
+        heal: Callable[[], None] | None = None,
+    ) -> None:
         super().__init__(("127.0.0.1", port), _CameraHandler)
         self.feed = feed
         self.state = state
+        self.inject, self.heal = inject, heal
         self._thread = threading.Thread(target=self.serve_forever, args=(0.05,), name="http", daemon=True)
         self._thread.start()
 
@@ -107,7 +120,7 @@ class _CameraHandler(BaseHTTPRequestHandler):
     timeout = 5.0  # s that a viewer may stall before its connection is dropped
 
     def do_GET(self) -> None:
-        """Answers the three paths."""
+        """Answers the three paths that can be read."""
         if self.path == "/cam.mjpg":
             self._stream()
         elif self.path == "/state":
@@ -117,11 +130,38 @@ class _CameraHandler(BaseHTTPRequestHandler):
         else:
             self.send_error(404)
 
+    def do_POST(self) -> None:
+        """Takes a fault: 200 with what was understood, or 400 with what is wrong with it."""
+        if self.path != "/faults" or self.server.inject is None:
+            self.send_error(404)
+            return
+        try:
+            told = self.server.inject(self._body())
+        except ValueError as error:
+            self._send("text/plain; charset=utf-8", f"{error}\n".encode(), 400)
+        else:
+            self._send("application/json", json.dumps(told).encode())
+
+    def do_DELETE(self) -> None:
+        """Ends all faults."""
+        if self.path != "/faults" or self.server.heal is None:
+            self.send_error(404)
+            return
+        self.server.heal()
+        self._send("application/json", b"{}")
+
+    def _body(self) -> bytes:
+        """Raises ValueError when it says no length, or one that no fault has."""
+        length = self.headers.get("Content-Length", "")
+        if not (length.isdecimal() and int(length) <= LONGEST_BODY):
+            raise ValueError(f"Content-Length is {length or 'missing'}, expected at most {LONGEST_BODY}")
+        return self.rfile.read(int(length))
+
     def log_message(self, format: str, *args: Any) -> None:
         """Keeps the terminal for the user."""
 
-    def _send(self, kind: str, body: bytes) -> None:
-        self.send_response(200)
+    def _send(self, kind: str, body: bytes, status: int = 200) -> None:
+        self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

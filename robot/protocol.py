@@ -7,7 +7,7 @@ to the CRC. A status packet has instruction 0x55 and an error byte before its pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -16,7 +16,9 @@ BROADCAST = 0xFE
 MAX_LENGTH = 1024  # bytes; a longer length field is noise (the SDK refuses to send more)
 STATUS_OVERHEAD = 11  # bytes without data: header 4, id 1, length 2, instruction 1, error 1, CRC 2
 ALERT = 0x80  # bit of the error byte: the servo has a pending hardware error
+BITS_PER_BYTE = 10  # on the wire: start, 8 data, stop
 MULTI_TURN_KEY = b"\x01DXL\x22"  # parameters that a Clear instruction must carry
+STORE_KEY, RESTORE_KEY = b"\x01CTRL", b"\x02CTRL"  # parameters of a Control Table Backup
 
 
 class Instruction(IntEnum):
@@ -30,12 +32,14 @@ class Instruction(IntEnum):
     FACTORY_RESET = 0x06
     REBOOT = 0x08
     CLEAR = 0x10
+    CONTROL_TABLE_BACKUP = 0x20
     STATUS = 0x55
     SYNC_READ = 0x82
     SYNC_WRITE = 0x83
     FAST_SYNC_READ = 0x8A
     BULK_READ = 0x92
     BULK_WRITE = 0x93
+    FAST_BULK_READ = 0x9A
 
 
 class ErrorNumber(IntEnum):
@@ -104,6 +108,34 @@ def build(servo: int, instruction: int, parameters: bytes = b"") -> bytes:
 def build_status(servo: int, error: int, data: bytes = b"") -> bytes:
     """One answer of a servo, ready for the wire."""
     return build(servo, Instruction.STATUS, bytes([error]) + data)
+
+
+def fast_header(sizes: Sequence[int]) -> bytes:
+    """The head of the one status packet that answers a fast read of so many data bytes from each servo.
+
+    The first servo sends it; then each in turn sends error, id, data and the checksum of all bytes so far.
+    Nothing is stuffed. Raises ValueError when the answer is longer than a packet may be.
+    """
+    length = 1 + sum(size + 4 for size in sizes)
+    if length > MAX_LENGTH:
+        raise ValueError(f"a fast read answers at most {MAX_LENGTH} bytes, not {length}; ask for less")
+    return HEADER + bytes([BROADCAST]) + length.to_bytes(2, "little") + bytes([Instruction.STATUS])
+
+
+def collide(packets: Sequence[bytes]) -> bytes:
+    """What a line carries while several servos send at once, from the same moment on.
+
+    A line idles high and any of its drivers can pull it low: bits are ANDed where packets overlap, so that
+    equal bytes survive and others become noise; the longest one's end stays. Real edges are not aligned to
+    the bit, which leaves noise as well, only another one.
+    """
+    if len(packets) == 1:
+        return packets[0]
+    mixed = bytearray(max(packets, key=len))
+    for packet in packets:
+        for place, byte in enumerate(packet):
+            mixed[place] &= byte
+    return bytes(mixed)
 
 
 @dataclass(frozen=True, slots=True)

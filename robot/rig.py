@@ -19,8 +19,13 @@ from pydantic import Field
 from robot.bus import BusConfig, SerialBus
 from robot.camera import CameraConfig, OpenCvCamera
 from robot.clock import SystemClock
-from robot.dynamixel import DynamixelConfig, DynamixelRobot
+from robot.collision import FingerClearance
+from robot.dynamixel import DynamixelRobot
 from robot.emulator import EmulatorConfig, EmulatorSetup
+from robot.events import EventLog
+from robot.keepalive import KeepAlive
+from robot.patience import PatienceConfig
+from robot.settings import DynamixelConfig
 from robot.sim import SimConfig, SimPlant
 from robot.types import Camera, CameraFault, Clock, Config, Image, PortLost, Robot, Snapshot
 
@@ -41,10 +46,15 @@ class RigConfig(Config):
     camera: CameraConfig = CameraConfig()
     sim: SimConfig = SimConfig()
     emulator: EmulatorConfig = EmulatorConfig()
+    patience: PatienceConfig = PatienceConfig()
 
 
 class DescribedRobot(Robot, Protocol):
-    """A robot that can say by which numbers it works."""
+    """A robot that can say by which numbers it works, and be tended while the program computes."""
+
+    def tend(self) -> None:
+        """Feeds the servos' watchdogs if the program has not spoken to them for a while."""
+        ...
 
     def describe(self) -> dict[str, Any]:
         """Calibration and limits in force, as plain data."""
@@ -66,6 +76,7 @@ class Rig:
     robot: DescribedRobot
     cameras: Mapping[str, Camera]
     clock: Clock
+    events: EventLog
     picture: Callable[[], Image]  # the scene for people, (H, W, 3) uint8 RGB, as large as there is
     bus_statistics: Callable[[], Mapping[str, float]] = _nothing
     resources: ExitStack = field(default_factory=ExitStack)
@@ -79,12 +90,12 @@ class Rig:
         """A fresh reading and each camera's newest frame, at most max_age seconds old. Raises Fault."""
         state = self.robot.read()
         frames = {name: camera.latest(max_age) for name, camera in self.cameras.items()}
-        return Snapshot(state.time, state.joints, state.object, frames)
+        return Snapshot(state.time, state.joints, state.object, frames, state.health)
 
     def snapshot_without_images(self) -> Snapshot:
         """A fresh reading alone. Raises BusFault."""
         state = self.robot.read()
-        return Snapshot(state.time, state.joints, state.object, {})
+        return Snapshot(state.time, state.joints, state.object, {}, state.health)
 
     def describe(self) -> dict[str, Any]:
         """What a log must hold to be understood without this machine, as plain data."""
@@ -108,6 +119,8 @@ class Rig:
     def __enter__(self) -> Self:
         try:
             self.resources.enter_context(self.robot)
+            if self.realtime:  # in simulation no time passes while the program computes
+                self.resources.enter_context(KeepAlive(self.robot.tend, self.config.dclaw.watchdog / 6))
         except BaseException:
             self.close()
             raise
@@ -139,9 +152,10 @@ def build(config: RigConfig, *, cameras: bool = True) -> Rig:
 
 def emulate(config: RigConfig, resources: ExitStack, *, cameras: bool = True) -> RigConfig:
     """Starts emulated hardware that lives as long as `resources`; the configuration that leads to it."""
-    link = config.emulator.link and str(Path(config.emulator.link).absolute())
+    # A name of its own, as by udev: an adapter that was pulled may come back as another /dev/pts/N.
+    link = config.emulator.link or Path(_temporary_folder(resources)) / "ttyDclaw"
     setup = EmulatorSetup(
-        emulator=config.emulator.model_copy(update={"link": link}),
+        emulator=config.emulator.model_copy(update={"link": str(Path(link).absolute())}),
         sim=config.sim,
         servos=config.dclaw.joint_ids,
         object_servo=config.dclaw.object_id,
@@ -162,25 +176,31 @@ def emulate(config: RigConfig, resources: ExitStack, *, cameras: bool = True) ->
     return config.model_copy(update={"bus": bus, "camera": camera})
 
 
+def _temporary_folder(resources: ExitStack) -> str:
+    return resources.enter_context(tempfile.TemporaryDirectory(prefix="dclaw-"))
+
+
 def _build_simulated(config: RigConfig, *, cameras: bool) -> Rig:
     dclaw = config.dclaw
     plant = SimPlant(config.sim, dclaw.joint_ids, dclaw.object_id, config.camera.size)
     resources = ExitStack()
     resources.callback(plant.close)
-    robot = DynamixelRobot(plant, dclaw, plant)
+    events = EventLog(plant)
+    robot = DynamixelRobot(plant, dclaw, plant, events, FingerClearance())
     views = {CAMERA: plant} if cameras else {}
-    return Rig(config, robot, views, plant, lambda: plant.render(*PICTURE), resources=resources)
+    return Rig(config, robot, views, plant, events, lambda: plant.render(*PICTURE), resources=resources)
 
 
 def _build_wired(config: RigConfig, resources: ExitStack, *, cameras: bool) -> Rig:
     clock = SystemClock()
     bus = SerialBus(config.bus, clock)
     resources.callback(bus.close)
-    robot = DynamixelRobot(bus, config.dclaw, clock)
+    events = EventLog(clock)
+    robot = DynamixelRobot(bus, config.dclaw, clock, events, FingerClearance())
     camera = _open_camera(config.camera, clock, resources) if cameras else None
     views = {CAMERA: camera} if camera else {}
     picture = camera.picture if camera else _no_picture
-    return Rig(config, robot, views, clock, picture, bus.statistics)
+    return Rig(config, robot, views, clock, events, picture, bus.statistics)
 
 
 def _open_camera(config: CameraConfig, clock: Clock, resources: ExitStack) -> OpenCvCamera:

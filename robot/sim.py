@@ -8,9 +8,11 @@ allows, in whole steps counted as an integer.
 from __future__ import annotations
 
 import math
+import struct
 import threading
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import mujoco
@@ -19,10 +21,12 @@ from numpy.typing import NDArray
 from pydantic import NonNegativeFloat, PositiveFloat
 
 from robot import registers as reg
+from robot.events import EventLog
+from robot.faults import ERRORS, WIRE, Change, FaultConfig, FaultSchedule, Occurrence, require_servos
 from robot.protocol import describe_refusal
 from robot.registers import RAD_PER_S_PER_UNIT, RAD_PER_TICK, Register, servo_name
-from robot.servo import CURRENT_POSITION_MODE, POSITION_TRAJECTORY, Servo
-from robot.types import BusFault, Floats, Frame, Image, Reading, ServoSilent, StaleFrame
+from robot.servo import FirmwareConfig, Servo
+from robot.types import BusFault, Floats, Frame, Image, PortLost, Reading, ServoSilent, StaleFrame
 from robot.world import JOINTS, VALVE_JOINT, CameraPose, Painter, WorldConfig, dclaw_model
 
 Integers = NDArray[np.int64]
@@ -35,6 +39,12 @@ ZERO_TICKS = np.array([1024, 2048, 2048] * 3 + [2048], dtype=np.int64)
 RESET_POSE = (0.0, -math.pi / 3, math.pi / 3) * 3  # rad, ROBEL's
 _GOAL = reg.GOAL_POSITION.address
 _NEVER = 1 << 62  # steps
+# s between looks at what currents do to servos: they warm in minutes and overload in 5 s. A look costs 37 us,
+# a tenth of what 0.1 s of physics cost.
+ENDURANCE_PERIOD = 0.5
+STUCK = 1e6  # Nm s/rad: a blocked joint, pressed with all its 2.5 Nm, creeps by 0.01 rad in an hour
+TRIES = 3  # of a patient driver: what the wire spoils three times in a row is a servo's silence
+PATIENCE = 25.0  # ms after which such a driver takes a late answer for a lost one
 
 
 class SimConfig(WorldConfig):
@@ -47,7 +57,54 @@ class SimConfig(WorldConfig):
     command_delay: NonNegativeFloat = 0.0  # s from the packet to the motor
     frame_delay: NonNegativeFloat = 0.0  # s by which a frame's capture lies in the past
     watchdog_hears_all: bool = False  # whether packets to other servos feed a watchdog (the manual is vague)
+    firmware: FirmwareConfig = FirmwareConfig()
+    thermal: bool = True  # whether currents warm servos, overheat and overload them
     camera: CameraPose = CameraPose()
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """How to read a set of registers of many servos at once."""
+
+    measured: list[tuple[int, Callable[[], Integers]]]  # columns that come straight from the physics
+    stored: list[int]  # columns that come from the servos' tables
+    moves: bool  # whether some of those change with the motor, so that tables must be brought up to date
+    start: int  # the first byte of a table that is needed
+    layout: np.dtype[Any]  # the bytes from there on, with a field for each column
+
+    @staticmethod
+    def of(
+        registers: Sequence[tuple[int, int, bool]],
+        sources: Mapping[tuple[int, int, bool], Callable[[], Integers]],
+    ) -> _Wanted:
+        """registers: address, size and sign of each column. sources: what the physics has for some."""
+        measured = [(column, sources[key]) for column, key in enumerate(registers) if key in sources]
+        stored = {column: key for column, key in enumerate(registers) if key not in sources}
+        start = min((address for address, _, _ in stored.values()), default=0)
+        end = max((address + size for address, size, _ in stored.values()), default=0)
+        layout = np.dtype(
+            {
+                "names": [str(column) for column in stored],
+                "formats": [f"<{'i' if signed else 'u'}{size}" for _, size, signed in stored.values()],
+                "offsets": [address - start for address, _, _ in stored.values()],
+                "itemsize": end - start,
+            }
+        )
+        moves = any(_moves(address) for address, _, _ in stored.values())
+        return _Wanted(measured, [*stored], moves, start, layout)
+
+
+def _moves(address: int) -> bool:
+    """Registers that the motor changes, and indirect data, which may show any other."""
+    indirect = reg.INDIRECT_BLOCKS[0][0]
+    return reg.REALTIME_TICK.address <= address < reg.PRESENT_INPUT_VOLTAGE.address or address >= indirect
+
+
+def _spoils(fault: FaultConfig) -> bool:
+    """True when a driver without a wire must not hear an answer."""
+    if fault.kind == "late":
+        return fault.amount > PATIENCE
+    return fault.kind in WIRE and fault.kind != "duplicate"
 
 
 class SimPlant:
@@ -76,10 +133,11 @@ class SimPlant:
         self._data = mujoco.MjData(self._model)
         self._timestep = float(self._model.opt.timestep)
         self._step = 0
-        self._servos = tuple(Servo(id, config.servo_model) for id in (*servos, object_servo))
+        self._servos = tuple(Servo(id, config.servo_model, config.firmware) for id in (*servos, object_servo))
         self._servos[-1].load(reg.OPERATING_MODE, reg.EXTENDED_POSITION_MODE)
         self._index_servos()
         self._prepare_motors()
+        self._prepare_faults()
         self._image_size = image_size
         self._painter: Painter | None = None
         self._sequence = 0
@@ -102,6 +160,7 @@ class SimPlant:
             while self._step < end:
                 self._settle()
                 self._run(min(end, self._next_event()))
+            self._meet_faults()
             self._trip_watchdogs()
 
     def _steps_at(self, t: float) -> int:
@@ -119,20 +178,22 @@ class SimPlant:
         with self._lock:
             self._index_servos()
             for row in range(len(self._servos)):
-                self._follow(row)
+                self._suffer(row)
 
     def ping(self, ids: Sequence[int]) -> dict[int, int]:
-        """The model number of each id that answers."""
+        """The model number of each id that answers. Raises PortLost."""
         with self._lock:
-            return {id: self._by_id[id].value(reg.MODEL_NUMBER) for id in ids if self._answers(id)}
+            answering = [id for id in ids if self._answers(id)]
+            _, silent = self._hear(answering)
+            return {id: self._by_id[id].value(reg.MODEL_NUMBER) for id in answering if id not in silent}
 
     def read(self, register: Register, servo: int) -> int:
-        """One register, in register units. Raises ServoSilent."""
+        """One register, in register units. Raises ServoSilent, PortLost."""
         raw = self.read_memory(servo, register.address, register.size)
         return register.decode(int.from_bytes(raw, "little"))
 
     def write(self, register: Register, servo: int, value: int) -> None:
-        """Writes one register. Raises ServoSilent, or BusFault when the servo refuses."""
+        """Writes one register. Raises ServoSilent, PortLost, or BusFault when the servo refuses."""
         data = register.encode(value).to_bytes(register.size, "little")
         if number := self.write_memory(servo, register.address, data):
             raise BusFault(
@@ -141,23 +202,42 @@ class SimPlant:
             )
 
     def sync_read(self, registers: Sequence[Register], ids: Sequence[int]) -> Reading:
-        """The same registers of several servos at this instant. Raises ServoSilent naming who is missing."""
+        """The same registers of several servos at this instant.
+
+        Raises ServoSilent naming who is missing, with what the others answered; PortLost.
+        """
         with self._lock:
-            rows = self._hear(ids)
+            rows, silent = self._hear(ids)
             values = np.empty((len(rows), len(registers)), np.int64)
-            for column, register in enumerate(registers):
-                measured = self._measured.get(register.address)
-                if measured is not None and measured[0] == register.size:
-                    values[:, column] = measured[1]()[rows]
-                else:
-                    values[:, column] = [self.read(register, id) for id in ids]
+            if rows:
+                self._fill(values, registers, rows)
             alerts = [self._servos[row].alert << 7 for row in rows]
-            return Reading(self.now(), values, np.array(alerts, np.uint8))
+            reading = Reading(self.now(), values, np.array(alerts, np.uint8))
+            if silent:
+                raise self._silence(silent, [id for id in ids if id not in silent], reading)
+            return reading
+
+    def gather(self, registers: Sequence[Register], ids: Sequence[int]) -> None:
+        """Sets the servos' indirect addresses as a driver on a wire does; reading here needs none of it.
+
+        Raises BusFault.
+        """
+        first, _, most = reg.INDIRECT_BLOCKS[0]
+        targets = [entry.address + byte for entry in registers for byte in range(entry.size)]
+        if len(targets) > most:
+            raise ValueError(f"{len(targets)} bytes do not fit into the {most} of the first indirect block")
+        for id in ids:
+            if number := self.write_memory(id, first, struct.pack(f"<{len(targets)}H", *targets)):
+                raise BusFault(f"{servo_name(id)} refused indirect addresses: {describe_refusal(number)}.")
 
     def sync_write(self, register: Register, values: Mapping[int, int]) -> None:
-        """One register of several servos; like the wire, it does not tell who refused or was absent."""
+        """One register of several servos; like the wire, it does not tell who refused or was absent.
+
+        Raises PortLost.
+        """
         with self._lock:
             self._trip_watchdogs()
+            self._require_port()
             heard = [id for id in values if self._answers(id)]
             self._feed([self._row[id] for id in heard])
             for id in heard:
@@ -165,42 +245,31 @@ class SimPlant:
                     self._write_goal(self._row[id], values[id])
                 else:
                     data = register.encode(values[id]).to_bytes(register.size, "little")
-                    self.write_memory(id, register.address, data)
+                    self._write(self._row[id], register.address, data)
 
     def read_memory(self, servo: int, address: int, size: int) -> bytes:
-        """Bytes of a control table. Raises ServoSilent, or AccessError with the protocol's error number."""
+        """Bytes of a control table. Raises ServoSilent, PortLost, or AccessError with the error number."""
         with self._lock:
-            (row,) = self._hear((servo,))
+            row = self._hear_one(servo)
             self._measure(row)
             return self._servos[row].read(address, size)
 
     def write_memory(self, servo: int, address: int, data: bytes) -> int:
-        """Writes bytes into a control table; returns the protocol's error number. Raises ServoSilent."""
+        """Writes bytes into a control table; returns the error number. Raises ServoSilent, PortLost."""
         with self._lock:
-            (row,) = self._hear((servo,))
-            self._measure(row)
-            number = self._servos[row].write(address, data, self.now())
-            if address <= reg.ID.address:
-                self._index_servos()
-            self._follow(row)
-            return number
+            return self._write(self._hear_one(servo), address, data)
 
     def reboot(self, servo: int) -> None:
-        """Restarts one servo: torque off, RAM at its defaults, silent for 0.2 s. Raises ServoSilent."""
+        """Restarts one servo: torque off, RAM forgotten, silent for a while. Raises ServoSilent, PortLost."""
         with self._lock:
-            (row,) = self._hear((servo,))
-            self._measure(row)
-            self._servos[row].reboot(self.now())
-            self._follow(row)
+            self._restart(self._hear_one(servo))
 
     def power(self, servo: int, on: bool) -> None:
         """Cuts or restores one servo's supply; restored, it boots as from factory RAM."""
         with self._lock:
-            firmware, row = self._by_id[servo], self._row[servo]
-            self._measure(row)
-            firmware.powered = on
-            firmware.reboot(self.now())
-            self._follow(row)
+            row = self._row[servo]
+            self._servos[row].powered = on
+            self._restart(row)
 
     def close(self) -> None:
         """Frees the graphics; the plant itself needs no release. Never raises."""
@@ -256,7 +325,7 @@ class SimPlant:
             "qvel": data.qvel[self._qvel].copy(),
             "torque": data.actuator_force.copy(),
             "setpoint": data.ctrl.copy(),
-            "valve": float(data.qpos[self._qpos[-1]]),
+            "valve": self._valve_angle(),
             "contacts": int(data.ncon),
         }
 
@@ -284,40 +353,104 @@ class SimPlant:
     def _answers(self, id: int) -> bool:
         return id in self._by_id and self._by_id[id].answers(self.now())
 
-    def _hear(self, ids: Sequence[int]) -> list[int]:
-        """The rows of servos that hear a packet addressed to them, their watchdogs fed."""
+    def _hear(self, ids: Sequence[int]) -> tuple[list[int], list[int]]:
+        """The rows of servos whose answer to a packet arrives, and the ids of the others.
+
+        Whoever hears the packet has its watchdog fed, if its answer arrives or not. Raises PortLost.
+        """
         self._trip_watchdogs()
-        silent = [id for id in ids if not self._answers(id)]
+        self._require_port()
+        now = self.now()
+        heard = [row for id in ids if (row := self._row.get(id, -1)) >= 0 and self._servos[row].answers(now)]
+        self._feed(heard)
+        rows = heard if self._losses is None else self._lucky(heard)
+        if len(rows) == len(ids):
+            return rows, []
+        answered = {self._servos[row].id for row in rows}
+        return rows, [id for id in ids if id not in answered]
+
+    def _hear_one(self, id: int) -> int:
+        rows, silent = self._hear((id,))
         if silent:
-            raise ServoSilent(
-                f"{', '.join(map(servo_name, silent))} did not answer; on the simulated bus are "
-                f"{', '.join(map(str, sorted(self._by_id)))}, silent without power and while booting.",
-                silent,
-            )
-        rows = [self._row[id] for id in ids]
-        self._feed(rows)
-        return rows
+            raise self._silence(silent)
+        return rows[0]
+
+    def _silence(
+        self, silent: Sequence[int], answered: Sequence[int] = (), reading: Reading | None = None
+    ) -> ServoSilent:
+        return ServoSilent(
+            f"{', '.join(map(servo_name, silent))} did not answer; on the simulated bus are "
+            f"{', '.join(map(str, sorted(self._by_id)))}, silent without power and while booting.",
+            silent,
+            answered,
+            reading,
+        )
+
+    def _write(self, row: int, address: int, data: bytes) -> int:
+        """The error number of a write that a servo has heard."""
+        if address == _GOAL and len(data) == reg.GOAL_POSITION.size:  # most of all writes
+            return self._write_goal(row, int.from_bytes(data, "little", signed=True))
+        self._measure(row)
+        number = self._servos[row].write(address, data, self.now())
+        if address <= reg.ID.address:
+            self._index_servos()
+        self._follow(row)
+        return number
+
+    def _restart(self, row: int) -> None:
+        """Power-on or reboot of one servo, from what its encoder shows now."""
+        self._measure(row)
+        self._servos[row].reboot(self.now())
+        self._suffer(row)
 
     def _feed(self, rows: Sequence[int]) -> None:
         now = self.now()
         for row in range(len(self._servos)) if self.config.watchdog_hears_all else rows:
             self._servos[row].feed_watchdog(now)
 
+    def _fill(self, values: Integers, registers: Sequence[Register], rows: Sequence[int]) -> None:
+        """Registers of several servos, one per column: what moves from the physics, the rest from tables."""
+        wanted = self._wanted(tuple((entry.address, entry.size, entry.signed) for entry in registers))
+        for column, measure in wanted.measured:
+            values[:, column] = measure()[rows]
+        if wanted.stored:
+            if wanted.moves:
+                for row in rows:
+                    self._measure(row)
+            size = wanted.layout.itemsize
+            tables = np.frombuffer(
+                b"".join([self._servos[row].read(wanted.start, size) for row in rows]), wanted.layout
+            )
+            for column in wanted.stored:
+                values[:, column] = tables[str(column)]
+
+    def _wanted(self, registers: tuple[tuple[int, int, bool], ...]) -> _Wanted:
+        if registers not in self._known_reads:
+            self._known_reads[registers] = _Wanted.of(registers, self._measured)
+        return self._known_reads[registers]
+
     def _measure(self, row: int) -> None:
-        """Lets one servo's table show what its motor does."""
-        encoder = int(self._ticks()[row] - self._shift[row])
-        servo = self._servos[row]
-        servo.measure(encoder, int(self._velocities()[row]), int(self._currents()[row]), self.now())
-        trajectory = self._data.ctrl[row] / RAD_PER_TICK + ZERO_TICKS[row] + self._shift[row]
-        servo.load(POSITION_TRAJECTORY, round(trajectory))
+        """Lets one servo's table show what its motor does: `_ticks` and its like for one row, much faster."""
+        servo, data, slipped = self._servos[row], self._data, float(self._slipped[row])
+        turned = (float(data.qpos[self._qpos[row]]) - slipped) / RAD_PER_TICK
+        encoder = int(self._frozen.get(row, round(turned) + ZERO_TICKS[row]))
+        speed = float(data.qvel[self._qvel[row]]) * float(self._seen_share[row])
+        current = round(float(data.actuator_force[row]) / self._torque_per_unit)
+        servo.measure(encoder, round(speed / RAD_PER_S_PER_UNIT), current, self.now())
+        turned = (float(data.ctrl[row]) - slipped) / RAD_PER_TICK
+        servo.load(reg.POSITION_TRAJECTORY, round(turned + ZERO_TICKS[row] + self._shift[row]))
 
     def _ticks(self) -> Integers:
         """Present positions as the registers show them."""
-        turned = np.asarray(np.rint(self._data.qpos[self._qpos] / RAD_PER_TICK), dtype=np.int64)
-        return turned + ZERO_TICKS + self._shift
+        seen = self._data.qpos[self._qpos] - self._slipped
+        ticks = np.asarray(np.rint(seen / RAD_PER_TICK), dtype=np.int64) + ZERO_TICKS
+        for row, stays in self._frozen.items():
+            ticks[row] = stays
+        return ticks + self._shift
 
     def _velocities(self) -> Integers:
-        return np.asarray(np.rint(self._data.qvel[self._qvel] / RAD_PER_S_PER_UNIT), dtype=np.int64)
+        seen = self._data.qvel[self._qvel] * self._seen_share
+        return np.asarray(np.rint(seen / RAD_PER_S_PER_UNIT), dtype=np.int64)
 
     def _currents(self) -> Integers:
         return np.asarray(np.rint(self._data.actuator_force / self._torque_per_unit), dtype=np.int64)
@@ -344,11 +477,25 @@ class SimPlant:
         self._due: deque[tuple[int, int, float]] = deque()  # step, row, rad: goals on their way
         self._frame_delay = self._steps_at(config.frame_delay)
         self._history: deque[tuple[int, Floats]] = deque()  # step and positions, oldest = what is seen now
+        self._endurance_steps = self._steps_at(ENDURANCE_PERIOD) if config.thermal else _NEVER
+        self._endurance_due = self._endurance_steps  # the step at which servos are next warmed
+        self._known_reads: dict[tuple[tuple[int, int, bool], ...], _Wanted] = {}
         self._measured = {
-            reg.PRESENT_CURRENT.address: (reg.PRESENT_CURRENT.size, self._currents),
-            reg.PRESENT_VELOCITY.address: (reg.PRESENT_VELOCITY.size, self._velocities),
-            reg.PRESENT_POSITION.address: (reg.PRESENT_POSITION.size, self._ticks),
+            (entry.address, entry.size, entry.signed): measure
+            for entry, measure in (
+                (reg.PRESENT_CURRENT, self._currents),
+                (reg.PRESENT_VELOCITY, self._velocities),
+                (reg.PRESENT_POSITION, self._ticks),
+            )
         }
+        self._slipped = np.zeros(len(joints))  # rad by which the valve has turned more than its encoder
+        self._slipping = 0.0  # the share of its motion by which it does now
+        self._seen_share = np.ones(len(joints))  # of each joint's velocity, what its encoder sees
+        self._frozen: dict[int, int] = {}  # row -> ticks that an encoder keeps showing
+        self._hot: dict[int, float] = {}  # row -> deg C that it is kept at
+        self._healthy_volts: dict[int, float] = {}  # row -> V before its supply dipped
+        self._healthy_degrees: dict[int, float] = {}  # row -> deg C before it was heated
+        self._damping = self._model.dof_damping[self._qvel].copy()
 
     def _follow(self, row: int) -> None:
         """Carries one servo's registers over into the physics."""
@@ -373,13 +520,15 @@ class SimPlant:
     def _current_limit(self, servo: Servo) -> int:
         """Register units."""
         limit = servo.value(reg.CURRENT_LIMIT)
-        if servo.value(reg.OPERATING_MODE) == CURRENT_POSITION_MODE:
+        if servo.value(reg.OPERATING_MODE) == reg.CURRENT_POSITION_MODE:
             limit = min(limit, abs(servo.value(reg.GOAL_CURRENT)))
         return limit
 
-    def _write_goal(self, row: int, ticks: int) -> None:
-        if self._servos[row].write_goal(ticks, self.now()) == 0:
+    def _write_goal(self, row: int, ticks: int) -> int:
+        error = self._servos[row].write_goal(ticks, self.now())
+        if not error:
             self._aim(row, ticks, self._delay)
+        return error
 
     def _aim(self, row: int, ticks: int, delay: int) -> None:
         """Sends a motor to a goal position in `delay` steps; at once also forgets goals on their way."""
@@ -387,7 +536,7 @@ class SimPlant:
         if delay:
             self._due.append((self._step + delay, row, angle))
             return
-        self._target[row] = angle
+        self._target[row] = angle + self._slipped[row]
         self._start_ramp(row)
         if self._due:
             self._due = deque(item for item in self._due if item[1] != row)
@@ -404,26 +553,237 @@ class SimPlant:
                 servo.tick(now)
                 self._follow(row)
 
+    def _endure(self) -> None:
+        """Lets the currents of this moment do for a while to the servos what currents do."""
+        self._endurance_due = self._step + self._endurance_steps
+        for row, current in enumerate(self._currents().tolist()):
+            servo = self._servos[row]
+            if row in self._hot:
+                servo.warm(self._hot[row])
+            else:
+                servo.endure(current, ENDURANCE_PERIOD)
+            if self._driven[row] and not servo.torque:
+                self._follow(row)
+
+    # --- Faults --------------------------------------------------------------------------------------------
+
+    def inject(self, schedule: FaultSchedule) -> None:
+        """Lets happen what a schedule holds, counted from now, besides what was injected before.
+
+        Without a wire its faults show as a driver of three tries sees them: what spoils all three is a
+        servo's silence, an unplugged port is PortLost. Raises ValueError for servos that are not there.
+        """
+        require_servos(schedule.faults, self._by_id)
+        with self._lock:
+            self._luck = schedule.luck
+            self._schedules.append(schedule.begin(self.now()))
+            self._meet_faults()
+
+    def heal(self) -> None:
+        """Ends all faults; what they have done to tables and turns stays done."""
+        with self._lock:
+            self._schedules.clear()
+            self._suffer_what_lasts()
+
+    @property
+    def faults(self) -> list[tuple[str, list[int]]]:
+        """What is wrong at present: kinds, and the servos that suffer from them."""
+        with self._lock:
+            return [
+                (happening.fault.kind, [self._servos[row].id for row in self._victims(happening)])
+                for happening in self._active()
+            ]
+
+    def _active(self) -> list[Occurrence]:
+        return [happening for schedule in self._schedules for happening in schedule.active]
+
+    def _prepare_faults(self) -> None:
+        self.events = EventLog(self)  # what faults begin and end
+        self._schedules: list[FaultSchedule] = []
+        self._luck = np.random.default_rng(0)  # until a schedule brings its own
+        self._suffering: dict[str, dict[int, float]] = defaultdict(dict)  # kind -> row -> amount
+        self._errors: dict[int, int] = {}  # row -> bits of register 70 whose cause persists
+        self._losses: Floats | None = None  # (rows,) probability that an answer does not arrive
+        self._unplugged = False
+        self._effects: dict[str, tuple[Callable[[int, float], None], Callable[[int], None]]] = {
+            "dead": (self._cut, self._feed_power),
+            "voltage-dip": (self._dip, self._recover),
+            "heat": (self._heat, self._cool),
+            "stuck-joint": (self._block, self._free),
+            "frozen-encoder": (self._freeze, self._thaw),
+            "slipping-valve": (self._loosen, self._tighten),
+        }
+
+    def _meet_faults(self) -> None:
+        """Has begin and end what is due."""
+        changes = [change for schedule in self._schedules for change in schedule.changes(self.now())]
+        if not changes:
+            return
+        for change in changes:
+            self._tell(change)
+            if change.begins:
+                self._strike(change.occurrence)
+        self._schedules = [schedule for schedule in self._schedules if not schedule.over]
+        self._suffer_what_lasts()
+
+    def _tell(self, change: Change) -> None:
+        """Says what begins, and what is over if it took its time."""
+        happening = change.occurrence
+        whom = ", ".join(servo_name(self._servos[row].id) for row in self._victims(happening))
+        if change.begins:
+            self.events.emit(happening.fault.kind, f"{happening.fault.kind}: {whom}")
+        elif happening.end > happening.start:
+            self.events.emit("over", f"{happening.fault.kind} is over: {whom}", "info")
+
+    def _strike(self, happening: Occurrence) -> None:
+        """What happens at one moment, or begins with one."""
+        for row in self._victims(happening):
+            if happening.fault.kind == "reboot" and self._servos[row].powered:
+                self._restart(row)
+            elif bits := ERRORS.get(happening.fault.kind):
+                self._servos[row].raise_hardware_error(bits)
+                self._follow(row)
+
+    def _suffer_what_lasts(self) -> None:
+        """Begins and ends what is not, or no longer, as the active faults have it."""
+        self._errors = self._lasting_errors()
+        self._unplugged = any(happening.fault.kind == "unplug" for happening in self._active())
+        self._losses = self._loss_probabilities()
+        lasting: dict[str, dict[int, float]] = defaultdict(dict)
+        for happening in self._active():
+            kind = {"brown-out": "dead"}.get(happening.fault.kind, happening.fault.kind)
+            lasting[kind].update(dict.fromkeys(self._victims(happening), happening.fault.amount))
+        before, self._suffering = self._suffering, lasting
+        for kind, (begin, end) in self._effects.items():
+            for row in before[kind].keys() - lasting[kind].keys():
+                end(row)
+            for row in lasting[kind].keys() - before[kind].keys():
+                begin(row, lasting[kind][row])
+
+    def _victims(self, happening: Occurrence) -> list[int]:
+        """The rows that a fault hits."""
+        fault, everyone = happening.fault, list(range(len(self._servos)))
+        if fault.kind == "slipping-valve":
+            return everyone[-1:]
+        if fault.kind == "brown-out" or (fault.servo is None and fault.kind in WIRE | {"voltage-dip"}):
+            return everyone
+        joints = [servo.id for servo in self._servos[: len(JOINTS)]]
+        id = happening.victim(joints if fault.kind == "stuck-joint" else [*self._by_id])
+        return [self._row[id]] if id in self._row else []
+
+    def _suffer(self, row: int) -> None:
+        """Carries a servo's registers over, and with them what a restart does not cure."""
+        if row in self._errors:
+            self._servos[row].raise_hardware_error(self._errors[row])
+        self._follow(row)
+
+    def _lasting_errors(self) -> dict[int, int]:
+        errors: dict[int, int] = defaultdict(int)
+        for happening in self._active():
+            for row in self._victims(happening):
+                errors[row] |= ERRORS.get(happening.fault.kind, 0)
+        return {row: bits for row, bits in errors.items() if bits}
+
+    def _loss_probabilities(self) -> Floats | None:
+        """(rows,) how probably all tries to hear a servo fail, or None where none can."""
+        heard = np.ones(len(self._servos))
+        for happening in self._active():
+            if _spoils(happening.fault):
+                heard[self._victims(happening)] *= 1 - happening.fault.probability
+        lost = (1 - heard) ** TRIES
+        return lost if lost.any() else None
+
+    def _lucky(self, rows: list[int]) -> list[int]:
+        """The rows whose answers arrive."""
+        assert self._losses is not None
+        arrives = self._luck.random(len(rows)) >= self._losses[rows]
+        return [row for row, heard in zip(rows, arrives, strict=True) if heard]
+
+    def _require_port(self) -> None:
+        if self._unplugged:
+            raise PortLost("an injected fault has unplugged the simulated port; it comes back when that ends")
+
+    # --- What lasting faults do to one servo ----------------------------------------------------------------
+
+    def _cut(self, row: int, _: float) -> None:
+        self._servos[row].powered = False
+        self._restart(row)
+
+    def _feed_power(self, row: int) -> None:
+        self._servos[row].powered = True
+        self._restart(row)
+
+    def _dip(self, row: int, volts: float) -> None:
+        servo = self._servos[row]
+        self._healthy_volts[row] = servo.value(reg.PRESENT_INPUT_VOLTAGE) * reg.VOLT_PER_UNIT
+        servo.supply(volts)
+        self._follow(row)
+
+    def _recover(self, row: int) -> None:
+        self._servos[row].supply(self._healthy_volts.pop(row))
+        self._follow(row)
+
+    def _heat(self, row: int, degrees: float) -> None:
+        servo = self._servos[row]
+        self._hot[row], self._healthy_degrees[row] = degrees, servo.temperature
+        servo.warm(degrees)
+        self._follow(row)
+
+    def _cool(self, row: int) -> None:
+        del self._hot[row]
+        self._servos[row].warm(self._healthy_degrees.pop(row))
+
+    def _block(self, row: int, _: float) -> None:
+        dof = self._qvel[row]
+        self._model.dof_damping[dof] = STUCK
+        self._data.qvel[dof] = 0.0
+
+    def _free(self, row: int) -> None:
+        self._model.dof_damping[self._qvel[row]] = self._damping[row]
+
+    def _freeze(self, row: int, _: float) -> None:
+        self._frozen[row] = int(self._ticks()[row] - self._shift[row])
+        self._seen_share[row] = 0.0
+
+    def _thaw(self, row: int) -> None:
+        del self._frozen[row]
+        self._seen_share[row] = 1.0
+
+    def _loosen(self, row: int, share: float) -> None:
+        self._slipping, self._seen_share[row] = share, 1 - share
+
+    def _tighten(self, row: int) -> None:
+        self._slipping, self._seen_share[row] = 0.0, 1.0
+
     # --- Physics -------------------------------------------------------------------------------------------
 
     def _settle(self) -> None:
-        """What has to happen at this step before the physics goes on: watchdogs and goals that are due."""
+        """What has to happen at this step before the physics goes on."""
+        self._meet_faults()
         self._trip_watchdogs()
+        if self._step >= self._endurance_due:
+            self._endure()
         while self._due and self._due[0][0] <= self._step:
             _, row, angle = self._due.popleft()
-            self._target[row] = angle
+            self._target[row] = angle + self._slipped[row]
             self._start_ramp(row)
 
     def _next_event(self) -> int:
         """The step at which `_settle` has work again."""
-        deadline = min(servo.watchdog_deadline for servo in self._servos)
-        watchdog = self._steps_at(deadline) if deadline < math.inf else _NEVER
-        return max(self._step + 1, min(watchdog, self._due[0][0] if self._due else _NEVER))
+        if self._slipping:
+            return self._step + 1
+        soonest = min([servo.watchdog_deadline for servo in self._servos])
+        for schedule in self._schedules:
+            soonest = min(soonest, schedule.next_time)
+        event = self._steps_at(soonest) if soonest < math.inf else _NEVER
+        goal = self._due[0][0] if self._due else _NEVER
+        return max(self._step + 1, min(event, goal, self._endurance_due))
 
     def _run(self, end: int) -> None:
         """Steps to `end`: one by one while setpoints ramp or a delayed camera watches, then all at once."""
         ramped = np.ceil(np.abs(self._target - self._ramp_from) / self._ramp)
         singly = end if self._frame_delay else min(end, int((self._ramp_start + ramped).max()))
+        before = self._valve_angle() if self._slipping else 0.0
         if singly > self._step:
             for setpoint in self._setpoints(singly):
                 self._data.ctrl[:] = setpoint
@@ -434,6 +794,17 @@ class SimPlant:
             self._data.ctrl[:] = self._target
             mujoco.mj_step(self._model, self._data, end - self._step)
             self._step = end
+        if self._slipping:
+            self._slide(self._valve_angle() - before)
+
+    def _valve_angle(self) -> float:
+        return float(self._data.qpos[self._qpos[-1]])
+
+    def _slide(self, turned: float) -> None:
+        """The valve has turned (rad) and its encoder with it, but for a share; goals are the encoder's."""
+        slid = self._slipping * turned
+        for angles in (self._slipped, self._target, self._ramp_from, self._data.ctrl):
+            angles[-1] += slid
 
     def _setpoints(self, end: int) -> Floats:
         """(steps, servos) rad: what profile velocities make of the goals in each step up to `end`."""

@@ -38,11 +38,27 @@ class JointState:
 
 
 @dataclass(frozen=True, slots=True)
+class Health:
+    """How the servos were in one bus cycle, each array (N,) in the order of `ids`."""
+
+    ids: tuple[int, ...]  # joints first, then the object's servo
+    temperature: Floats  # deg C
+    voltage: Floats  # V
+
+    @property
+    def hottest(self) -> tuple[int, float]:
+        """The id of the warmest servo and its temperature, deg C."""
+        row = int(self.temperature.argmax())
+        return self.ids[row], float(self.temperature[row])
+
+
+@dataclass(frozen=True, slots=True)
 class RobotState:
-    """One bus cycle: the robot's joints and the object that it manipulates (the valve, J=1)."""
+    """One bus cycle: the robot's joints, the object that it manipulates (the valve, J=1), and the servos."""
 
     joints: JointState
     object: JointState
+    health: Health
 
     @property
     def time(self) -> float:
@@ -94,6 +110,7 @@ class Snapshot:
     joints: JointState
     object: JointState
     frames: Mapping[str, Frame]
+    health: Health | None = None  # None: not measured, as in episodes of earlier versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,19 +135,41 @@ class BusFault(Fault):
 
 
 class ServoSilent(BusFault):
-    """Servos did not answer after all retries."""
+    """Servos did not answer after all retries: `ids`. The others did: `answered`, with their `reading`."""
 
     name = "servo-silent"
 
-    def __init__(self, message: str, ids: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        message: str,
+        ids: Sequence[int] = (),
+        answered: Sequence[int] = (),
+        reading: Reading | None = None,  # of a group read: one row for each of `answered`, as fresh as any
+    ) -> None:
         super().__init__(message)
-        self.ids = tuple(ids)
+        self.ids, self.answered, self.reading = tuple(ids), tuple(answered), reading
 
 
 class ServoAlert(BusFault):
     """A servo reports a hardware error: overload, overheating, voltage, encoder or electrical shock."""
 
     name = "servo-alert"
+
+    def __init__(self, message: str, errors: Mapping[int, int] | None = None) -> None:
+        super().__init__(message)
+        self.errors = dict(errors or {})  # id -> register 70
+
+
+class ServoHot(BusFault):
+    """A servo is near the temperature at which it would stop by itself: it has to cool down first."""
+
+    name = "servo-hot"
+
+
+class SupplyFault(BusFault):
+    """The supply voltage is outside what the servos allow."""
+
+    name = "supply"
 
 
 class TorqueLost(BusFault):
@@ -209,11 +248,29 @@ class Bus(Protocol):
         ...
 
     def sync_read(self, registers: Sequence[Register], ids: Sequence[int]) -> Reading:
-        """The same registers of several servos in one transaction, fresh or ServoSilent."""
+        """The same registers of several servos in one transaction, all fresh.
+
+        Raises ServoSilent with what the others answered.
+        """
+        ...
+
+    def gather(self, registers: Sequence[Register], ids: Sequence[int]) -> None:
+        """Lets later `sync_read`s of exactly these registers of these servos travel as one packet.
+
+        They need not be adjacent: the servos collect them by indirect addresses, which they forget when they
+        restart. A bus without packets may do nothing. Raises BusFault.
+        """
         ...
 
     def sync_write(self, register: Register, values: Mapping[int, int]) -> None:
         """One register of several servos in one packet without answers."""
+        ...
+
+    def reboot(self, servo: int) -> None:
+        """Restarts one servo: torque off, all RAM registers forgotten, silent for about 0.3 s.
+
+        Raises ServoSilent when it does not confirm.
+        """
         ...
 
     def close(self) -> None:
@@ -274,6 +331,10 @@ class Robot(Protocol):
 
         The object's torque is off again afterwards. Raises MotionFault when it does not arrive.
         """
+        ...
+
+    def point(self, angle: float) -> None:
+        """Shows an object angle (rad) by the guide servo, where there is one. Raises BusFault."""
         ...
 
     def __enter__(self) -> Self: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,8 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils import seeding
 
 from robot.clock import Ticker
-from robot.types import Applied, Fault, Image, InvalidCommand, JointState, Late, Snapshot
+from robot.patience import Patience
+from robot.types import Applied, Fault, Image, InvalidCommand, JointState, Late, ServoHot, Snapshot
 from tasks.task import Action, Observation, Task
 
 if TYPE_CHECKING:
@@ -39,7 +41,8 @@ class RobotEnv(gymnasium.Env[dict[str, Any], Action]):
 
     The rig is the caller's: enter it before and close it after. A fault ends the episode: `truncated` is
     True, `info["fault"]` names it, the robot is held, and observation and reward of that step are not
-    measurements. A reset that fails raises its fault, with the robot relaxed.
+    measurements. A reset waits for the rig to be well again as long as the rig's patience lasts, then raises
+    the fault, with the robot relaxed.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - gymnasium's declaration
@@ -66,7 +69,9 @@ class RobotEnv(gymnasium.Env[dict[str, Any], Action]):
         self.observation_space = gymnasium.spaces.Dict(task.spaces(images=images))
         self.metadata = {**self.metadata, "render_fps": round(1 / task.period)}
         self.ticker = Ticker(rig.clock, task.period)
+        self.patience = Patience(rig, rig.config.patience)
         self._episode: _Episode | None = None
+        self._hot: ServoHot | None = None  # what ended the last episode
         if seed is not None:
             self._np_random, self._np_random_seed = seeding.np_random(seed)
 
@@ -75,21 +80,20 @@ class RobotEnv(gymnasium.Env[dict[str, Any], Action]):
     ) -> tuple[Observation, Info]:
         """Draws an episode and moves the robot to its start; info has 'parameters' and the first reading.
 
-        Raises MotionFault, BusFault or CameraFault, with the robot relaxed.
+        Raises MotionFault, BusFault or CameraFault when patience is at its end, with the robot relaxed.
         """
         if options:
             raise ValueError(f"reset() takes no options, got {sorted(options)}.")
         super().reset(seed=seed)
         self._episode = None
-        rest = np.zeros(self.task.action_size, np.float32)
-        try:
-            self.task.reset(self.rig, self.np_random)
-            snapshot = self._read()
-            observation = self.task.observe(snapshot, rest)
-        except Fault:
-            self.rig.robot.relax()
-            raise
-        self._episode = _Episode(snapshot, rest, observation)
+        self._cool_down()
+        while self._episode is None:
+            try:
+                self._episode = self._begun()
+            except Fault as fault:
+                self.patience.await_fixed(fault)
+        self.patience.relieved()
+        snapshot, observation = self._episode.snapshot, self._episode.observation
         return observation, {"parameters": self.task.parameters, **self._facts(snapshot)}
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, Info]:
@@ -118,6 +122,21 @@ class RobotEnv(gymnasium.Env[dict[str, Any], Action]):
         """Relaxes the robot; the rig stays open."""
         self._episode = None
         self.rig.robot.relax()
+
+    def _cool_down(self) -> None:
+        """What stopped for its heat has to cool further than to just below where it stopped."""
+        hot, self._hot = self._hot, None
+        if hot is not None and self.patience.lasts:
+            self.patience.await_fixed(hot)
+
+    def _begun(self) -> _Episode:
+        """One attempt to get to the start; every attempt draws the same episode."""
+        rng, rest = deepcopy(self.np_random), np.zeros(self.task.action_size, np.float32)
+        self.task.reset(self.rig, rng)
+        snapshot = self._read()
+        observation = self.task.observe(snapshot, rest)
+        self._np_random = rng
+        return _Episode(snapshot, rest, observation)
 
     def _running(self) -> _Episode:
         if self._episode is None or self._episode.over:
@@ -173,6 +192,7 @@ class RobotEnv(gymnasium.Env[dict[str, Any], Action]):
 
     def _broken_off(self, episode: _Episode, fault: Fault) -> tuple[Observation, float, bool, bool, Info]:
         episode.over = True
+        self._hot = fault if isinstance(fault, ServoHot) else None
         # The bus may be what failed: then the servos' own watchdog holds the robot.
         with contextlib.suppress(Fault):
             self.rig.robot.hold()
@@ -184,10 +204,13 @@ class RobotEnv(gymnasium.Env[dict[str, Any], Action]):
 def telemetry(snapshot: Snapshot) -> Info:
     """One reading as plain arrays for the log; with a camera also when its frame was taken.
 
-    frame_age is in s before the reading, 0 for a frame that came just after it.
+    servo_temperature and servo_voltage are (N,), deg C and V, in the order of `Health.ids`. frame_age is in s
+    before the reading, 0 for a frame that came just after it.
     """
     joints, thing = snapshot.joints, snapshot.object
     entry = {"time": snapshot.time, **_group("joint", joints), **_group("object", thing)}
+    if snapshot.health is not None:
+        entry |= {"servo_temperature": snapshot.health.temperature, "servo_voltage": snapshot.health.voltage}
     for frame in snapshot.frames.values():
         entry.update(
             frame_time=frame.time,

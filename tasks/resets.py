@@ -49,6 +49,7 @@ class ResetConfig(Config):
     valve_timeout: float = Field(5.0, gt=0)  # s
     start_tolerance: float = Field(0.05, gt=0)  # rad between wished and final valve angle
     attempts: int = Field(3, ge=1)
+    budget: float = Field(60.0, gt=0)  # s after which no attempt is begun; three that fail took 8 to 11
     motion: MotionConfig = MotionConfig()
 
 
@@ -135,32 +136,39 @@ def disentangle(rig: Rig, config: ResetConfig) -> None:
             continue  # the next joint may be what holds this one
 
 
-def reset_valve(rig: Rig, angle: float, config: ResetConfig) -> float:
+def reset_valve(rig: Rig, angle: float, config: ResetConfig, pointer: float | None = None) -> float:
     """Fingers out of the way, valve to `angle` (rad) by its own servo, fingers home.
 
-    Returns the valve's measured angle at rest, rad in (-pi, pi]. Raises MotionFault, with the robot relaxed,
-    when it fails `config.attempts` times.
+    Where there is a guide servo, it points at `pointer` (rad) by then. Returns the valve's measured angle at
+    rest, rad in (-pi, pi]. Raises MotionFault, with the robot relaxed, when it fails `config.attempts` times
+    or for longer than `config.budget`.
     """
     rig.robot.engage()
-    for attempt in range(1, config.attempts + 1):
+    began, problems = rig.clock.now(), 0
+    while True:
         try:
-            return _attempt(rig, angle, config)
+            return _attempt(rig, angle, config, pointer)
         except MotionFault as fault:
-            problem = fault
-            if attempt < config.attempts:
-                disentangle(rig, config)
-    rig.robot.relax()
-    raise MotionFault(
-        f"Reset failed {config.attempts} times, the robot is relaxed. {problem} "
-        "Free the fingers and the valve by hand, then run the same command with --resume."
-    ) from problem
+            problems += 1
+            spent = rig.clock.now() - began
+            if problems >= config.attempts or spent > config.budget:
+                rig.robot.relax()
+                raise MotionFault(
+                    f"Reset failed {problems} times in {spent:.0f} s, the robot is relaxed. {fault} Free the "
+                    "fingers and the valve by hand."
+                ) from fault
+            disentangle(rig, config)
 
 
-def _attempt(rig: Rig, angle: float, config: ResetConfig) -> float:
+def _attempt(rig: Rig, angle: float, config: ResetConfig, pointer: float | None) -> float:
     joints = rig.robot.joints
+    pointed = -math.inf if pointer is None else _point(rig, pointer)
     move_to(rig, fingers(config.clear, joints), config.motion)
     rig.robot.drive_object(angle, config.valve_tolerance, config.valve_timeout)
     state = move_to(rig, fingers(config.home, joints), config.motion)
+    while state.time < pointed:
+        rig.clock.sleep_until(rig.clock.now() + config.motion.period)
+        state = rig.robot.read()
     final = wrap_angle(float(state.object.position[0]))
     speed = float(state.object.velocity[0])
     if abs(wrap_angle(final - angle)) > config.start_tolerance or abs(speed) > config.motion.still:
@@ -169,3 +177,10 @@ def _attempt(rig: Rig, angle: float, config: ResetConfig) -> float:
             f"and turns at {speed:.2f} rad/s."
         )
     return final
+
+
+def _point(rig: Rig, angle: float) -> float:
+    """Sends the guide servo to an angle; returns when it has arrived even if it had to turn all around, s."""
+    rig.robot.point(angle)
+    dclaw = rig.config.dclaw
+    return -math.inf if dclaw.guide_id is None else rig.clock.now() + math.tau / dclaw.object_velocity

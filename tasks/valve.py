@@ -77,7 +77,7 @@ class ValveConfig(TaskConfig):
     start: Angles = AngleRange(low=-math.pi, high=math.pi)
     reward: Literal["distance", "robel_turn"] = "distance"
     success: float = Field(0.1, gt=0, lt=math.pi)  # rad
-    cue: Literal["dot", "vector", "none"] = "dot"
+    cue: Literal["dot", "pointer", "vector", "none"] = "dot"  # drawn, shown by the guide servo, told, or not
     camera: str = "front"
     # rad per finger joint that an action of 1 asks for, about 0; ROBEL's ranges (dclaw/base_env.py)
     action_range: tuple[float, float, float] = (0.48, math.pi / 3, math.pi / 2)
@@ -166,7 +166,8 @@ class Valve(Task):
         start = self.config.start.sample(rng)
         if self.config.cue == "dot" and rig.cameras:
             self.show_goal(rig.cameras[self.config.camera].projection)
-        self.start = reset_valve(rig, start, self.config.reset)
+        pointer = self.goal if self.config.cue == "pointer" else None
+        self.start = reset_valve(rig, start, self.config.reset, pointer)
 
     def show_goal(self, projection: Floats) -> None:
         """Places the goal dot on the valve's rim for a camera of the given (3, 4) projection."""

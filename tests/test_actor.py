@@ -14,6 +14,7 @@ from agent.actor import Actor, TooManyFaultsError
 from agent.episodes import EpisodeSummary, EpisodeWriteError, read_episode
 from agent.policy import ConstantPolicy
 from robot.dynamixel import DynamixelRobot
+from robot.events import EventLog
 from robot.registers import GOAL_POSITION, TORQUE_ENABLE, Register
 from robot.rig import Rig, RigConfig
 from robot.sim import SimPlant
@@ -78,12 +79,17 @@ def plant() -> Bench:
 
 
 @pytest.fixture
-def actor(plant: Bench) -> Iterator[Actor]:
+def events(plant: Bench) -> EventLog:
+    return EventLog(plant)
+
+
+@pytest.fixture
+def actor(plant: Bench, events: EventLog) -> Iterator[Actor]:
     plant.trouble = None
-    robot = DynamixelRobot(plant, RigConfig().dclaw, plant)
-    with Rig(RigConfig(), robot, {}, plant, lambda: np.zeros((1, 1, 3), np.uint8)) as rig:
+    robot = DynamixelRobot(plant, RigConfig().dclaw, plant, events)
+    with Rig(RigConfig(), robot, {}, plant, events, lambda: np.zeros((1, 1, 3), np.uint8)) as rig:
         env = RobotEnv(rig, Valve(CONFIG), images=False)
-        yield Actor(env, {"task": "valve"}, (Fault,), seed=3, rest=robot.relax)
+        yield Actor(env, {"task": "valve"}, (Fault,), seed=3, rest=robot.relax, events=events.drain)
         plant.trouble = None
 
 
@@ -264,6 +270,34 @@ def test_a_full_disk_relaxes_the_robot_and_hands_over_no_summary(
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not any(plant.torque)
     assert not closed
+
+
+def test_what_happens_on_the_rig_stands_in_the_log_of_its_episode_or_of_the_next(
+    actor: Actor, plant: Bench, closed: Closed, tmp_path: Path
+) -> None:
+    def overload() -> None:
+        plant.servos[12].raise_hardware_error(0x20)
+        plant.refresh()
+
+    actor.episode(Script(2, overload), tmp_path, 1, explore=True, closed=closed)
+    actor.episode(Script(), tmp_path, 2, explore=True, closed=closed)  # its reset restarts the servo
+    assert [summary.events for summary in closed] == [{}, {"reboot": 1}]
+    assert closed[0].fault == "servo-alert"
+    (event,) = read_episode(tmp_path / "000002.mcap").events
+    assert (event.name, event.level) == ("reboot", "warning")
+    assert "servo 12 (finger 1, distal) reported overload" in event.text
+    assert event.time < read_episode(tmp_path / "000002.mcap").telemetry["time"][0]
+
+
+@pytest.mark.parametrize("step", [0, HORIZON - 1])
+def test_an_event_of_a_step_stands_in_its_episode(
+    step: int, actor: Actor, events: EventLog, closed: Closed, tmp_path: Path
+) -> None:
+    policy = Script(step, lambda: events.emit("cooling", "servo 12 is warm"))
+    actor.episode(policy, tmp_path, 1, explore=True, closed=closed)
+    actor.episode(Script(), tmp_path, 2, explore=True, closed=closed)
+    assert [summary.events for summary in closed] == [{"cooling": 1}, {}]
+    assert closed[0] == read_episode(tmp_path / "000001.mcap").summary(closed[0].sha256)
 
 
 def test_the_picture_hook_is_called_before_each_step(actor: Actor, closed: Closed, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import threading
 import time
 from collections import Counter
@@ -17,13 +18,16 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from robot import registers as reg
-from robot.bus import BusConfig, SerialBus, _blocks, _why_not_open
+from robot.bus import BusConfig, SerialBus, _block, _blocks, _suspicion, _why_not_open
+from robot.chain import Delivery
 from robot.clock import SystemClock
-from robot.dynamixel import BLOCK, DynamixelConfig, DynamixelRobot
+from robot.dynamixel import DynamixelRobot
 from robot.emulator import Emulator, EmulatorConfig, SerialLine
-from robot.protocol import Instruction, Packet, Parser, build, build_status
+from robot.protocol import Instruction, Packet, Parser, build, build_status, crc16, fast_header
+from robot.settings import DynamixelConfig
 from robot.sim import FINGER_SERVOS, RESET_POSE, VALVE_SERVO, SimConfig, SimPlant
 from robot.types import BusFault, PortLost, ServoAlert, ServoSilent, WatchdogTripped
+from tests.line import VirtualLine, emulated, open_bus
 
 IDS = (*FINGER_SERVOS, VALVE_SERVO)
 CLOCK = SystemClock()
@@ -37,18 +41,22 @@ class Cable:
     def __init__(self) -> None:
         self.lose: Counter[int] = Counter()
         self.garble: Counter[int] = Counter()
+        self.repeat: Counter[int] = Counter()
         self.replace: Callable[[bytes], bytes] | None = None
         self.seen: list[int] = []
 
-    def filter(self, reply: bytes, servo: int) -> bytes | None:
+    def filter(self, reply: bytes, servo: int) -> tuple[Delivery, ...]:
         self.seen.append(servo)
         if self.lose[servo] > 0:
             self.lose[servo] -= 1
-            return None
+            return ()
         if self.garble[servo] > 0:
             self.garble[servo] -= 1
-            return reply[:-1] + bytes([reply[-1] ^ 0x55])
-        return self.replace(reply) if self.replace else reply
+            reply = reply[:-3] + bytes([reply[-3] ^ 0x55]) + reply[-2:]
+        if self.repeat[servo] > 0:
+            self.repeat[servo] -= 1
+            return (Delivery(reply), Delivery(reply))
+        return (Delivery(self.replace(reply) if self.replace else reply),)
 
 
 class Slave:
@@ -135,7 +143,8 @@ def test_a_group_reads_in_the_order_asked_whatever_the_addresses(bus: SerialBus,
 
 
 def test_adjacent_registers_are_one_request_and_others_their_own() -> None:
-    assert [(block.address, block.size) for block in _blocks(BLOCK)] == [(126, 10)]
+    together = (reg.PRESENT_CURRENT, reg.PRESENT_VELOCITY, reg.PRESENT_POSITION)
+    assert [(block.address, block.size) for block in _blocks(together)] == [(126, 10)]
     spread = (reg.TORQUE_ENABLE, reg.PRESENT_POSITION, reg.PRESENT_VELOCITY)
     assert [(block.address, block.size) for block in _blocks(spread)] == [(64, 1), (128, 8)]
 
@@ -188,7 +197,9 @@ def test_a_servo_that_stays_silent_is_named_and_the_others_are_not(bus: SerialBu
         bus.sync_read((reg.ID,), IDS)
     assert caught.value.ids == (12, 50)
     message = str(caught.value)
-    assert message.startswith("servo 12 (finger 1, distal), servo 50 (valve) did not answer on /dev/pts/")
+    assert message.startswith(
+        "servo 12 (finger 1, distal), behind servo 11; servo 50 (valve) did not answer on /dev/pts/"
+    )
     assert "at 1000000 baud after 3 tries" in message
     assert "run_robot.py check" in message
     assert Counter(cable.seen)[10] == 1
@@ -295,7 +306,422 @@ def test_no_noise_crashes_the_driver_or_becomes_a_number(
         bus.close()
 
 
+def test_what_the_others_answered_is_not_lost_with_a_silent_servo(bus: SerialBus, cable: Cable) -> None:
+    cable.lose[12] = 99
+    spread = (reg.ID, reg.PRESENT_POSITION, reg.TORQUE_ENABLE)
+    with pytest.raises(ServoSilent) as caught:
+        bus.sync_read(spread, IDS)
+    others = tuple(id for id in IDS if id != 12)
+    assert (caught.value.ids, caught.value.answered) == ((12,), others)
+    reading = caught.value.reading
+    assert reading is not None
+    assert reading.values.shape == (9, 3)
+    assert reading.values[:, 0].tolist() == list(others)
+    assert abs(CLOCK.now() - reading.time) < 1.0
+    assert 12 not in Counter(cable.seen) - Counter({12: 3}), (
+        "who is silent is not asked for the next registers"
+    )
+
+
+@pytest.mark.parametrize(
+    ("silent", "words"),
+    [
+        (IDS, "Nobody did: check the servo power, the cable from the adapter"),
+        ((12,), r"Check the cable between servo 11 and servo 12, and the power of servo 12; `run"),
+        ((11, 12), r"Check the cable between servo 10 and servo 11, and the power of servo 11; `run"),
+        ((20, 21, 22), r"Check the cable to servo 20, and the power of servo 20; `run"),
+        ((50,), "Check the cable to servo 50"),
+        ((11,), "Servo 12 behind servo 11 answers, so the cables are whole: servo 11 may be restarting"),
+        ((10, 11), r"Servo 12 behind servo 10 answers.*Servo 12 behind servo 11 answers"),
+        ((12, 30), r"between servo 11 and servo 12.*; Servo 31 behind servo 30 answers"),
+    ],
+)
+def test_who_is_silent_tells_where_to_look(silent: tuple[int, ...], words: str) -> None:
+    answered = [id for id in IDS if id not in silent]
+    assert re.search(words, _suspicion(silent, answered) + "; `run")
+
+
+def test_a_repeated_answer_to_one_question_never_answers_the_next() -> None:
+    """The copy arrives while the next question is asked, before all true answers."""
+
+    def answer(now: float, request: bytes) -> list[tuple[float, bytes]]:
+        copy = [(now + 0.0002, build_status(50, 0, b"\x63"))] if len(line.requests) == 1 else []
+        true = [(now + 0.001 * n, build_status(id, 0, bytes([id]))) for n, id in enumerate(IDS, 1)]
+        return copy + true
+
+    line = VirtualLine(answer)
+    bus = open_bus(line)
+    assert bus.sync_read((reg.ID,), IDS).values[:, 0].tolist() == list(IDS)
+    assert bus.statistics()["lost"] == 0
+
+
+# --- Gathered registers ------------------------------------------------------------------------------------
+
+
+def test_gathered_registers_are_one_packet_of_their_bytes_alone(bus: SerialBus, emulator: Emulator) -> None:
+    apart = bus.sync_read(reg.CYCLE, IDS)
+    bus.gather(reg.CYCLE, IDS)
+    before = emulator.state()["packets"]
+    together = bus.sync_read(reg.CYCLE, IDS)
+    assert emulator.state()["packets"] == before + 1
+    assert _block(224, list(enumerate(reg.CYCLE))).layout.size == 16
+    assert together.values[:, 2] == pytest.approx(apart.values[:, 2], abs=300)  # the fingers fall meanwhile
+    assert together.values[:, 3:].tolist() == apart.values[:, 3:].tolist() == [[0, 0, 0, 120, 30]] * 10
+
+
+def test_values_with_signs_survive_gathering(bus: SerialBus) -> None:
+    bus.write(reg.GOAL_POSITION, VALVE_SERVO, -131_073)  # FF FF FD FF, which plain packets must stuff
+    wanted = (reg.PRESENT_TEMPERATURE, reg.GOAL_POSITION, reg.LED)
+    bus.gather(wanted, (VALVE_SERVO, 10))
+    assert bus.sync_read(wanted, (VALVE_SERVO, 10)).values[0, 1] == -131_073
+    assert bus.sync_read(wanted, (VALVE_SERVO,)).values[0, 1] == -131_073
+    assert bus.statistics()["fast_reads"] == 2  # gathering found out, the first reading profited
+
+
+def test_what_is_not_gathered_is_read_where_it_lies(bus: SerialBus, plant: SimPlant) -> None:
+    bus.gather(reg.CYCLE, (10, 11))
+    swapped = (reg.BUS_WATCHDOG, reg.PRESENT_INPUT_VOLTAGE)
+    for ids, registers in (((10, 12), reg.CYCLE), ((10, 11), swapped)):
+        bus.write(reg.BUS_WATCHDOG, 10, 33)
+        reading = bus.sync_read(registers, ids)
+        assert reading.values[0, registers.index(reg.BUS_WATCHDOG)] == 33
+        assert (reading.values[:, registers.index(reg.PRESENT_INPUT_VOLTAGE)] == 120).all()
+
+
+def test_a_rebooted_servo_is_not_asked_for_what_it_has_forgotten(bus: SerialBus, plant: SimPlant) -> None:
+    bus.gather(reg.CYCLE, IDS)
+    bus.reboot(12)
+    CLOCK.sleep_until(CLOCK.now() + 0.3)
+    assert plant.servos[12].value(reg.INDIRECT_ADDRESSES[0]) == 224
+    assert bus.sync_read(reg.CYCLE, IDS).values[2, 6] == 120
+    bus.gather(reg.CYCLE, IDS)
+    assert plant.servos[12].value(reg.INDIRECT_ADDRESSES[0]) == reg.PRESENT_CURRENT.address
+
+
+def test_gathering_again_writes_to_nobody_who_still_collects(bus: SerialBus, cable: Cable) -> None:
+    bus.gather(reg.CYCLE, IDS)
+    writes = bus.statistics()["writes"]
+    cable.seen.clear()
+    bus.gather(reg.CYCLE, IDS)
+    assert bus.statistics()["writes"] == writes + 1  # the call itself
+    assert Counter(cable.seen) == dict.fromkeys(IDS, 3)  # who collects, who still does, who reads fast
+
+
+def test_gathering_that_does_not_read_back_is_a_fault() -> None:
+    def forgetful(packet: Packet) -> list[tuple[float, bytes]]:
+        data = bytes(4) if packet.instruction == Instruction.SYNC_READ else b""
+        return [(0.0, build_status(10, 0, data))]
+
+    with Slave(forgetful) as slave:
+        bus = SerialBus(BusConfig(port=slave.line.port, timeout_ms=PATIENT), CLOCK)
+        with pytest.raises(BusFault, match=r"read back differently: servo 10 \(finger 1, proximal\)"):
+            bus.gather((reg.PRESENT_CURRENT,), (10,))
+        bus.close()
+
+
+def test_a_silent_servo_stops_gathering(bus: SerialBus, cable: Cable) -> None:
+    cable.lose[12] = 99
+    with pytest.raises(ServoSilent, match="servo 12"):
+        bus.gather(reg.CYCLE, IDS)
+
+
+@pytest.mark.parametrize("impossible", [(reg.ID,), (reg.PRESENT_POSITION,) * 8])
+def test_what_cannot_be_gathered_is_refused_in_words(
+    bus: SerialBus, impossible: tuple[reg.Register, ...]
+) -> None:
+    with pytest.raises(ValueError, match=r"not id|more than the 28"):
+        bus.gather(impossible, IDS)
+
+
+# --- Fast reads --------------------------------------------------------------------------------------------
+
+
+def fast_counts(bus: SerialBus) -> tuple[int, int, int]:
+    counts = bus.statistics()
+    return counts["fast_reads"], counts["retries"], counts["crc_errors"]
+
+
+def test_servos_that_can_answer_in_one_packet(bus: SerialBus, emulator: Emulator) -> None:
+    bus.gather(reg.CYCLE, IDS)
+    for _ in range(3):
+        bus.sync_read(reg.CYCLE, IDS)
+    assert fast_counts(bus) == (4, 0, 0)
+
+
+def test_servos_that_cannot_are_found_out_once_and_cost_nothing_later(
+    plant: SimPlant, emulator: Emulator, bus: SerialBus
+) -> None:
+    plant.servos[21].load(reg.FIRMWARE_VERSION, 44)
+    bus.gather(reg.CYCLE, IDS)
+    assert bus.sync_read(reg.CYCLE, IDS).values[:, 6].tolist() == [120] * 10
+    assert fast_counts(bus) == (1, 0, 1)  # the packet that ended before servo 21
+    assert bus.sync_read(reg.CYCLE, (10, 11, 12, 20)).values[:, 6].tolist() == [120] * 4
+    assert fast_counts(bus) == (2, 0, 1)
+
+
+@pytest.mark.parametrize(("mode", "packets"), [("off", 0), ("on", 1)])
+def test_fast_reads_can_be_chosen(emulator: Emulator, mode: str, packets: int) -> None:
+    config = BusConfig.model_validate({"port": emulator.port, "timeout_ms": PATIENT, "fast_reads": mode})
+    bus = SerialBus(config, CLOCK)
+    bus.gather(reg.CYCLE, IDS)
+    bus.sync_read(reg.CYCLE, IDS)
+    assert fast_counts(bus) == (packets, 0, 0)
+    bus.close()
+
+
+@pytest.mark.parametrize("victim", [IDS[0], 21, IDS[-1]])
+def test_a_garbled_part_of_a_fast_reply_costs_that_servo_alone(
+    bus: SerialBus, cable: Cable, victim: int
+) -> None:
+    bus.gather(reg.CYCLE, IDS)
+    cable.seen.clear()
+    cable.garble[victim] = 1
+    assert bus.sync_read(reg.CYCLE, IDS).values[:, 6].tolist() == [120] * 10
+    assert Counter(cable.seen) == Counter(IDS) + Counter([victim])
+    assert fast_counts(bus) == (2, 1, 1)
+
+
+def test_a_fast_reply_that_breaks_off_is_used_up_to_there(bus: SerialBus, cable: Cable) -> None:
+    bus.gather(reg.CYCLE, IDS)
+    cable.seen.clear()
+    cable.lose[20] = 1
+    assert bus.sync_read(reg.CYCLE, IDS).values[:, 6].tolist() == [120] * 10
+    assert Counter(cable.seen) == Counter((*IDS[:4], *IDS[3:]))
+
+
+def test_the_answer_to_another_fast_read_is_no_answer() -> None:
+    """It is whole, and begins as an answer to this one would."""
+    stale = fast_header([6]) + bytes([0, 10, *range(6)])
+    stale += crc16(stale).to_bytes(2, "little")
+    registers = (reg.PRESENT_INPUT_VOLTAGE,)
+    line = VirtualLine(lambda now, request: [(now, stale)])
+    bus = open_bus(line)
+    bus._gathered, bus._fast = dict.fromkeys((10, 11), registers), {10, 11}
+    with pytest.raises(ServoSilent) as caught:
+        bus.sync_read(registers, (10, 11))
+    assert caught.value.ids == (10, 11)
+
+
+def test_alerts_ride_on_fast_readings_too(bus: SerialBus, plant: SimPlant) -> None:
+    bus.gather(reg.CYCLE, IDS)
+    plant.servos[12].raise_hardware_error(0x20)
+    reading = bus.sync_read(reg.CYCLE, IDS)
+    assert reading.alerts.tolist() == [0x80 if id == 12 else 0 for id in IDS]
+    assert reading.values[:, 4].tolist() == [0x20 if id == 12 else 0 for id in IDS]
+    assert bus.statistics()["fast_reads"] == 2
+
+
+# --- How long it takes, in virtual time --------------------------------------------------------------------
+
+
+def virtual_bus(
+    plant: SimPlant, usb: float, delay: int = 0, **settings: object
+) -> tuple[VirtualLine, SerialBus]:
+    config = EmulatorConfig(usb_latency_ms=usb, return_delay_us=delay)
+    line = VirtualLine(emulated(config, plant))
+    return line, open_bus(line, BusConfig.model_validate(settings))
+
+
+@pytest.mark.parametrize("fast", ["auto", "off"])
+@pytest.mark.parametrize("delay", [0, 500])
+@pytest.mark.parametrize("usb", [1.0, 16.0])
+def test_no_healthy_adapter_is_asked_twice_by_default(
+    plant: SimPlant, usb: float, delay: int, fast: str
+) -> None:
+    line, bus = virtual_bus(plant, usb, delay, fast_reads=fast)
+    bus.gather(reg.CYCLE, IDS)
+    for _ in range(100):
+        line.clock.time += 0.00123  # meets the adapter's timer at every phase
+        bus.sync_read(reg.CYCLE, IDS)
+    assert bus.statistics()["lost"] == 0
+
+
+@pytest.mark.parametrize(
+    ("dead", "fast", "most"),
+    [((victim,), "auto", 0.062) for victim in (10, 21, 50)]
+    + [((victim,), "off", 0.067) for victim in (10, 21, 50)]
+    + [(IDS, "auto", 0.076), (IDS, "off", 0.081)],
+)
+@pytest.mark.parametrize("usb", [1.0, 16.0])
+def test_dead_servos_are_told_in_the_time_that_is_documented(
+    plant: SimPlant, usb: float, dead: tuple[int, ...], fast: str, most: float
+) -> None:
+    line, bus = virtual_bus(plant, usb, fast_reads=fast)
+    bus.gather(reg.CYCLE, IDS)
+    for servo in dead:
+        plant.servos[servo].powered = False
+    start = line.clock.now()
+    with pytest.raises(ServoSilent) as caught:
+        bus.sync_read(reg.CYCLE, IDS)
+    assert caught.value.ids == dead
+    assert line.clock.now() - start < most
+
+
+@pytest.mark.parametrize("fast", ["auto", "off"])
+def test_dead_servos_are_told_within_a_control_step_even_after_a_bad_one(plant: SimPlant, fast: str) -> None:
+    cable = Cable()
+    line = VirtualLine(emulated(EmulatorConfig(usb_latency_ms=16, return_delay_us=0), plant, cable))
+    bus = open_bus(line, BusConfig.model_validate({"fast_reads": fast}))
+    bus.gather(reg.CYCLE, IDS)
+    cable.lose[50] = 1
+    bus.sync_read(reg.CYCLE, IDS)
+    for servo in plant.servos.values():
+        servo.powered = False
+    start = line.clock.now()
+    with pytest.raises(ServoSilent, match=r"Nobody did"):
+        bus.sync_read(reg.CYCLE, IDS)
+    assert 0.085 < line.clock.now() - start < 0.1
+
+
+def test_a_lost_answer_costs_hardly_more_than_asking_again(plant: SimPlant) -> None:
+    cable = Cable()
+    config = EmulatorConfig(usb_latency_ms=1, return_delay_us=0)
+    line = VirtualLine(emulated(config, plant, cable))
+    bus = open_bus(line, BusConfig(fast_reads="off"))
+    bus.gather(reg.CYCLE, IDS)
+    took = []
+    for lost in (0, 1):
+        cable.lose[21] = lost
+        start = line.clock.now()
+        bus.sync_read(reg.CYCLE, IDS)
+        took.append(line.clock.now() - start)
+    assert took[1] - took[0] < 0.006
+
+
+@pytest.mark.parametrize("fast", ["auto", "off"])
+def test_a_reading_ends_when_its_last_byte_arrives(plant: SimPlant, fast: str) -> None:
+    cable, arrivals = emulated(EmulatorConfig(usb_latency_ms=1, return_delay_us=0), plant), list[float]()
+
+    def answer(now: float, request: bytes) -> list[tuple[float, bytes]]:
+        coming = list(cable(now, request))
+        arrivals.extend(time for time, _ in coming)
+        return coming
+
+    line = VirtualLine(answer)
+    bus = open_bus(line, BusConfig.model_validate({"fast_reads": fast}))
+    bus.gather(reg.CYCLE, IDS)
+    bus.sync_write(reg.GOAL_POSITION, dict.fromkeys(FINGER_SERVOS, 2048))
+    bus.sync_read(reg.CYCLE, IDS)
+    assert line.clock.now() - arrivals[-1] < 1e-4
+
+
+def test_a_host_that_looks_late_loses_nothing(plant: SimPlant) -> None:
+    line, bus = virtual_bus(plant, 1.0)
+    read = line.read
+
+    def late(size: int = 1) -> bytes:
+        line.clock.time += 0.03  # the process was not scheduled
+        return read(size)
+
+    line.read = late  # type: ignore[method-assign]
+    assert bus.sync_read((reg.ID,), IDS).values[:, 0].tolist() == list(IDS)
+    assert bus.statistics()["lost"] == 0
+
+
+# --- The whole bus -----------------------------------------------------------------------------------------
+
+
+def test_a_broadcast_ping_finds_everybody(plant: SimPlant) -> None:
+    line, bus = virtual_bus(plant, 1.0)
+    plant.servos[50].load(reg.FIRMWARE_VERSION, 42)
+    found = bus.broadcast_ping()
+    assert found == {id: (1010, 42 if id == 50 else 45) for id in IDS}
+    assert line.clock.now() < 0.85
+    start = line.clock.now()
+    assert bus.broadcast_ping(highest=60) == found
+    assert line.clock.now() - start < 0.25
+
+
+def test_a_reboot_is_confirmed_or_a_fault(bus: SerialBus, plant: SimPlant) -> None:
+    bus.write(reg.TORQUE_ENABLE, 12, 1)
+    bus.reboot(12)
+    assert plant.servos[12].value(reg.TORQUE_ENABLE) == 0
+    with pytest.raises(ServoSilent, match=r"servo 13 did not answer"):
+        bus.reboot(13)
+
+
+def test_two_threads_get_their_own_answers(bus: SerialBus) -> None:
+    wrong: list[object] = []
+
+    def look(servo: int) -> None:
+        for _ in range(60):
+            got = bus.read(reg.ID, servo), bus.sync_read((reg.ID,), (servo, 50)).values[:, 0].tolist()
+            if got != (servo, [servo, 50]):
+                wrong.append(got)
+
+    threads = [threading.Thread(target=look, args=(servo,)) for servo in (10, 11, 20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert bus.statistics()["lost"] == 0
+
+
 # --- The port ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("before", "after"), [("16", 1), ("1", 1), ("0", 0), ("none", None)])
+def test_the_adapters_latency_is_made_short_and_told(
+    emulator: Emulator, tmp_path: Path, before: str, after: int | None
+) -> None:
+    folder = tmp_path / "bus/usb-serial/devices" / Path(emulator.port).name
+    folder.mkdir(parents=True)
+    (folder / "latency_timer").write_text(f"{before}\n")
+    link = tmp_path / "dclaw"
+    link.symlink_to(emulator.port)
+    bus = SerialBus(BusConfig(port=str(link)), CLOCK, sysfs=tmp_path)
+    assert bus.latency_timer_ms == after
+    bus.close()
+
+
+def test_a_latency_that_may_not_be_changed_is_told_as_it_is(emulator: Emulator, tmp_path: Path) -> None:
+    timer = tmp_path / "bus/usb-serial/devices" / Path(emulator.port).name / "latency_timer"
+    timer.parent.mkdir(parents=True)
+    timer.write_text("16\n")
+
+    def forbid(*_: object) -> int:
+        raise PermissionError
+
+    with pytest.MonkeyPatch.context() as patch:  # root may write anything
+        patch.setattr(Path, "write_text", forbid)
+        bus = SerialBus(BusConfig(port=emulator.port), CLOCK, sysfs=tmp_path)
+    assert bus.latency_timer_ms == 16
+    bus.close()
+
+
+def test_an_adapter_that_the_kernel_knows_no_latency_of_is_no_problem(bus: SerialBus) -> None:
+    assert bus.latency_timer_ms is None
+
+
+def test_a_name_that_leads_to_another_device_is_followed(tmp_path: Path, plant: SimPlant) -> None:
+    """The old device still takes requests and never answers, as a port does whose adapter was moved."""
+    link = tmp_path / "ttyDclaw"
+    with Slave(lambda packet: []) as old, Emulator(FAST, plant, camera=False) as new:
+        link.symlink_to(old.line.port)
+        bus = SerialBus(BusConfig(port=str(link)), CLOCK)
+        with pytest.raises(ServoSilent):
+            bus.read(reg.ID, 10)
+        link.unlink()
+        link.symlink_to(new.port)
+        with pytest.raises(PortLost, match="another device has its name now"):
+            bus.sync_read((reg.ID,), IDS)
+        assert bus.sync_read((reg.ID,), IDS).values[:, 0].tolist() == list(IDS)
+        bus.close()
+
+
+def test_what_was_gathered_is_not_trusted_once_the_port_was_lost(tmp_path: Path, plant: SimPlant) -> None:
+    config = FAST.model_copy(update={"link": str(tmp_path / "ttyDclaw")})
+    with Emulator(config, plant, camera=False):
+        bus = SerialBus(BusConfig(port=str(tmp_path / "ttyDclaw"), timeout_ms=PATIENT), CLOCK)
+        bus.gather(reg.CYCLE, IDS)
+    with pytest.raises(PortLost):
+        bus.sync_read(reg.CYCLE, IDS)
+    for servo in plant.servos.values():
+        servo.reboot(plant.now() - 10.0)
+    with Emulator(config, plant, camera=False):
+        assert bus.sync_read(reg.CYCLE, IDS).values[:, 6].tolist() == [120] * 10
+    bus.close()
 
 
 def test_a_port_has_one_owner(bus: SerialBus, emulator: Emulator) -> None:

@@ -24,7 +24,8 @@ import pytest
 
 import run_robot
 from agent.episodes import EpisodeWriter, read_episode
-from configs import command_line
+from agent.policy import ConstantPolicy
+from configs import command_line, ending
 from configs.document import ConfigError, Layer
 
 ROOT = Path(__file__).parents[1]
@@ -76,6 +77,11 @@ class Call:
     def told(self) -> str:
         return self.out + self.err
 
+    @property
+    def shown(self) -> str:
+        """What was printed since, outside of a command."""
+        return self._capsys.readouterr().out
+
 
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Call:
@@ -124,7 +130,7 @@ def test_help_fits_one_screen_and_is_there_at_once() -> None:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
     lines = done.stdout.splitlines()
-    assert len(lines) <= 40
+    assert len(lines) <= 48
     assert max(map(len, lines)) <= 100
     imported = {line.split("|")[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
     assert not imported & {"torch", "mujoco", "cv2", "numpy", "pydantic", "yaml", "gymnasium", "rich"}
@@ -183,6 +189,11 @@ def test_an_empty_settings_file_is_listed_too(tmp_path: Path) -> None:
         ("--hw sim", ["needs --task", "`run_robot.py list` shows the names"]),
         ("train", ["needs --task and --hw"]),
         ("check", ["needs --hw"]),
+        ("motors", ["needs --hw"]),
+        ("motors --hw emulated --fix", ["takes no --fix; these do: check"]),
+        ("motors --hw sim", ["--hw sim is no bus with servos on it", "--hw emulated"]),
+        ("motors --hw dclaw --set hw.bus.baud=3", ["--set hw.bus.baud=3: hw.bus.baud: servos do not speak 3 baud"]),
+        ("emulate --link no/such/folder/tty", ["--link", "no/such/folder", "choose another"]),
         ("evaluate", ["needs --run", "`ls runs`"]),
         ("replay --hw sim", ["which EPISODE?"]),
         ("replay 1.mcap", ["needs --hw"]),
@@ -330,6 +341,59 @@ def test_a_missing_port_is_named_with_the_way_out_and_can_be_typed_again(
         assert "/dev/ttyNobody" in call.told
         assert "hw.bus.port=" in call.told
         assert not list(tmp_path.iterdir())
+
+
+def test_motors_at_a_missing_port_name_it_with_the_way_out(call: Call) -> None:
+    for command in ("motors", "motors --set-id"):
+        assert call(f"{command} --hw dclaw {NOBODY}") == 1
+        assert "/dev/ttyNobody" in call.err
+        assert "hw.bus.port=" in call.err
+
+
+def test_giving_ids_ends_in_order_when_nobody_answers(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(question: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", closed)
+    assert call("motors --set-id --hw emulated") == 1
+    assert "1 of 10: servo 10 (finger 1, proximal)" in call.out
+    assert "left: 10, 11" in call.out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_emulator_serves_until_it_is_stopped_which_is_no_failure(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    link = tmp_path / "ttyDclaw"
+    process = subprocess.Popen(
+        [sys.executable, "run_robot.py", "emulate", "--link", str(link)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    told = process.stdout.readline() + process.stdout.readline()
+    assert link.is_char_device()
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (0, "")
+    assert str(link) in told
+    assert "http://127.0.0.1:" in told
+    assert not link.is_symlink()
+
+
+def test_what_happens_on_the_rig_is_shown_at_once_and_stands_in_the_log(tmp_path: Path, call: Call) -> None:
+    args = command_line.parse(shlex.split(TRAIN))
+    config = run_robot.compose(args)
+    with run_robot.stage(config, images=False) as scene:
+        run_robot.make_display(scene, 3)
+        actor, rest = run_robot.make_actor(config, scene, args), np.zeros(9, np.float32)
+        scene.rig.events.emit("reboot", "servo 12 reported overload and was restarted")
+        assert "reboot: servo 12 reported overload" in call.shown
+        actor.episode(ConstantPolicy(rest), tmp_path, 1, explore=False, closed=lambda summary: None)
+    (event,) = read_episode(tmp_path / "000001.mcap").events
+    assert (event.name, event.text) == ("reboot", "servo 12 reported overload and was restarted")
 
 
 def test_missing_hardware_is_told_within_five_seconds_of_cpu() -> None:
@@ -624,7 +688,7 @@ def test_a_replay_fits_a_narrow_terminal(trained: Path, monkeypatch: pytest.Monk
 # --- the end
 
 
-@pytest.mark.parametrize("name", run_robot.EXIT_CODES)
+@pytest.mark.parametrize("name", ending.EXIT_CODES)
 def test_every_error_with_an_exit_code_exists(name: str) -> None:
     module, _, kind = name.rpartition(".")
     assert issubclass(getattr(importlib.import_module(module), kind), Exception)

@@ -2,75 +2,54 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import dynamixel_sdk as sdk
+import numpy as np
 import pytest
+import serial
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from rich.console import Console
 
 from robot import protocol
 from robot import registers as reg
-from robot.chain import Reply
-from robot.emulator import Emulator, EmulatorConfig, SerialLine, Wire, usb_batches
+from robot.chain import Delivery, Reply
+from robot.emulator import (
+    Emulator,
+    EmulatorConfig,
+    EmulatorSetup,
+    SerialLine,
+    Wire,
+    emulate_forever,
+    usb_batches,
+)
+from robot.faults import FaultConfig, FaultKind
 from robot.protocol import Instruction, Parser, build, build_status
-from robot.sim import FINGER_SERVOS, VALVE_SERVO, SimConfig, SimPlant
+from robot.servo import FirmwareConfig
+from robot.sim import FINGER_SERVOS, RESET_POSE, VALVE_SERVO, SimConfig, SimPlant
+from tests.client import Driver, wait_until
 
 IDS = (*FINGER_SERVOS, VALVE_SERVO)
 FAST = EmulatorConfig(wire=False, return_delay_us=0)
 ROOT = Path(__file__).parents[1]
-
-
-class Driver:
-    """The SDK as its documentation uses it, only more patient: its 34 ms are not enough on a busy machine."""
-
-    def __init__(self, port: str, baud: int = 1_000_000) -> None:
-        self.port = sdk.PortHandler(port)
-        self.port.openPort()
-        self.port.setBaudRate(baud)
-        self.patience = 800.0  # ms
-        self.port.setPacketTimeout = lambda _: self.port.setPacketTimeoutMillis(self.patience)
-        self.packets = sdk.PacketHandler(2.0)
-
-    def hears_nothing(self, name: str, *arguments: int) -> bool:
-        """True when the SDK's method of that name gets no answer in the SDK's usual time."""
-        usual, self.patience = self.patience, 34.0
-        result = getattr(self, name)(*arguments)
-        self.patience = usual
-        return sdk.COMM_RX_TIMEOUT in result
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        method = getattr(self.packets, name)
-        return lambda *arguments: method(self.port, *arguments)
-
-    def read(self, register: reg.Register, servo: int) -> int:
-        data, result, _ = self.packets.readTxRx(self.port, servo, register.address, register.size)
-        assert result == sdk.COMM_SUCCESS
-        return register.decode(int.from_bytes(bytes(data), "little"))
-
-    def write(self, register: reg.Register, servo: int, value: int) -> int:
-        """The error byte of the status packet."""
-        data = list(register.encode(value).to_bytes(register.size, "little"))
-        result, error = self.packets.writeTxRx(self.port, servo, register.address, register.size, data)
-        assert result == sdk.COMM_SUCCESS
-        return int(error)
-
-
-def wait_until(condition: Callable[[], bool], timeout: float = 5.0) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "condition did not come true in time"
-        time.sleep(0.002)
 
 
 class Cable:
@@ -80,10 +59,11 @@ class Cable:
         self.lost: set[int] = set()
         self.garbled: set[int] = set()
 
-    def filter(self, reply: bytes, servo: int) -> bytes | None:
+    def filter(self, reply: bytes, servo: int) -> Sequence[Delivery]:
         if servo in self.lost:
-            return None
-        return reply[:-1] + bytes([reply[-1] ^ 1]) if servo in self.garbled else reply
+            return ()
+        garbled = reply[:-1] + bytes([reply[-1] ^ 1])
+        return (Delivery(garbled if servo in self.garbled else reply),)
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +80,7 @@ def cable() -> Cable:
 
 @pytest.fixture
 def emulator(plant: SimPlant, cable: Cable) -> Iterator[Emulator]:
+    plant.heal()
     for id, servo in plant.servos.items():
         servo.powered = True
         servo.reboot()
@@ -211,7 +192,7 @@ def test_refusals_carry_the_protocols_error_numbers(driver: Driver) -> None:
     driver.write(reg.TORQUE_ENABLE, 10, 1)
     assert driver.write(reg.RETURN_DELAY_TIME, 10, 0) == 7  # EEPROM with torque on
     assert driver.readTxRx(10, 2000, 4)[2] == 7
-    assert driver.factoryReset(10, 0xFF) == (0, 2)  # not emulated: an unknown instruction
+    assert driver.factoryReset(10, 0x03) == (0, 4)  # no such option
 
 
 def test_alert_bit_rides_on_every_answer(driver: Driver, plant: SimPlant) -> None:
@@ -264,7 +245,7 @@ def test_reboot_loses_ram_and_is_silent_while_booting(driver: Driver, plant: Sim
 def test_clear_brings_the_position_back_into_one_turn(driver: Driver, plant: SimPlant) -> None:
     plant.teleport([0.0] * 9, 20.0)
     assert driver.read(reg.PRESENT_POSITION, VALVE_SERVO) > 10_000
-    assert driver.clearMultiTurn(VALVE_SERVO) == (0, 0)
+    wait_until(lambda: driver.clearMultiTurn(VALVE_SERVO) == (0, 0))  # refused while it still moves
     assert 0 <= driver.read(reg.PRESENT_POSITION, VALVE_SERVO) < 4096
     driver.write(reg.TORQUE_ENABLE, VALVE_SERVO, 1)
     assert driver.clearMultiTurn(VALVE_SERVO) == (0, 1)
@@ -331,6 +312,40 @@ def test_half_a_packet_is_forgotten_after_a_pause(driver: Driver) -> None:
     driver.port.writePort(build(10, Instruction.PING)[:6])
     time.sleep(0.3)
     assert driver.ping(10)[1] == 0
+
+
+# --- Clients that are none ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("baud", [1_000_000, 57_600])
+def test_no_client_spoils_the_port_for_the_next_one(emulator: Emulator, plant: SimPlant, baud: int) -> None:
+    rng = np.random.default_rng(baud)
+    for _ in range(10):
+        with serial.Serial(emulator.port, baud, timeout=0) as client:
+            client.write(rng.bytes(500))
+            client.write(build(protocol.BROADCAST, Instruction.SYNC_READ, rng.bytes(30))[: rng.integers(40)])
+    with serial.Serial(emulator.port, 123_456) as odd:  # a speed that no servo speaks
+        odd.write(build(10, Instruction.PING))
+    with open(emulator.port, "rb+", buffering=0) as raw:  # who sets nothing at all
+        raw.write(protocol.HEADER)
+    time.sleep(0.15)  # the pause that ends a packet
+    driver = Driver(emulator.port)
+    assert driver.ping(10)[1] == 0
+    driver.port.closePort()
+
+
+def test_who_only_talks_is_slowed_down_to_the_lines_speed() -> None:
+    """Or the line would be busy for minutes with what was asked in a second."""
+    plant = SimPlant(SimConfig())
+    with Emulator(EmulatorConfig(return_delay_us=0, baud=57_600), plant, camera=False) as emulator:
+        with serial.Serial(emulator.port, 57_600) as client:
+            before, end = plant.now(), time.monotonic() + 0.3
+            while time.monotonic() < end:
+                with suppress(BlockingIOError):
+                    os.write(client.fd, build(10, Instruction.PING) * 10)
+        # A ping and its answer take 4.2 ms; as an FTDI chip does, the adapter holds 38 pings.
+        assert emulator.counts["packets"] < 0.3 / 4.2e-3 + 38 + 1
+        assert plant.now() >= before + 0.25
 
 
 # --- Time --------------------------------------------------------------------------------------------------
@@ -468,3 +483,114 @@ def test_keep_outlives_standard_input_and_sigterm_ends_it(tmp_path: Path) -> Non
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=20) == 0
     assert not link.is_symlink()
+
+
+# --- For people --------------------------------------------------------------------------------------------
+
+
+def test_serving_says_how_to_connect_what_happens_and_what_happened(tmp_path: Path) -> None:
+    faults = (FaultConfig(kind="overload", servo=12, at=0.01),)
+    emulator = EmulatorConfig(link=str(tmp_path / "tty"), faults=faults)
+    said = StringIO()
+
+    def interrupt() -> None:
+        wait_until(lambda: "overload:" in said.getvalue())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    ctrl_c = threading.Thread(target=interrupt)
+    ctrl_c.start()
+    emulate_forever(EmulatorSetup(emulator=emulator, camera=False), Console(file=said, width=100))
+    ctrl_c.join()
+    assert (
+        f"servos  {tmp_path}/tty: 10, 11, 12, 20, 21, 22, 30, 31, 32, 50 at 1000000 baud" in said.getvalue()
+    )
+    assert f"run_robot.py check --hw dclaw --set hw.bus.port={tmp_path}/tty" in said.getvalue()
+    assert "0.01 s  overload: servo 12 (finger 1, distal)" in said.getvalue()
+    assert said.getvalue().endswith("0 packets, 0 corrupt, 0 replies, 0 frames\n")
+
+
+DOCUMENT = (ROOT / "docs/emulator.md").read_text(encoding="utf-8")
+
+
+def examples(language: str, word: str = "") -> list[str]:
+    """The blocks of the document that are in a language and hold a word."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", DOCUMENT, re.DOTALL | re.MULTILINE)
+    return [block for kind, block in blocks if kind == language and word in block]
+
+
+def run_as_printed(code: str, emulator: Emulator, capsys: pytest.CaptureFixture[str]) -> str:
+    code = code.replace("/tmp/ttyDclaw", emulator.port)
+    code = code.replace("http://127.0.0.1:8080/cam.mjpg", emulator.camera)
+    exec(compile(code, "docs/emulator.md", "exec"), {})
+    return capsys.readouterr().out
+
+
+def test_the_example_for_the_sdk_runs_as_it_is_printed(
+    plant: SimPlant, emulator: Emulator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plant.teleport(RESET_POSE, 0.0)
+    (code,) = examples("python", "dynamixel_sdk")
+    found, positions = run_as_printed(code, emulator, capsys).splitlines()
+    assert ast.literal_eval(found) == {id: [1010, 45] for id in IDS}
+    assert ast.literal_eval(positions)[2] == pytest.approx(2400, abs=60)  # gravity bends the finger
+
+
+def test_the_example_for_the_camera_runs_as_it_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = examples("python", "cv2")
+    with Emulator(EmulatorConfig(), SimPlant(SimConfig())) as emulator:
+        assert run_as_printed(code, emulator, capsys) == "(256, 256, 3)\n"
+
+
+def test_the_example_for_tests_runs_as_it_is_printed(
+    emulator: Emulator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = examples("python", "SimPlant")
+    assert run_as_printed(code, emulator, capsys).endswith(" [{'kind': 'dead', 'servos': [12]}]\n")
+
+
+def test_every_fault_of_the_document_is_one_and_every_kind_has_an_example() -> None:
+    shown = [yaml.safe_load(text) for text in re.findall(r"`(\{kind: .*?\})`", DOCUMENT)]
+    (settings,) = examples("yaml")
+    listed = yaml.safe_load(settings)["hw"]["emulator"]
+    posted = [json.loads(text) for text in re.findall(r"curl -d '(.*?)'", DOCUMENT)]
+    kinds = {FaultConfig.model_validate(fault).kind for fault in [*shown, *posted]}
+    assert len(EmulatorConfig.model_validate(listed).faults) == 3
+    assert set(get_args(FaultKind)) - kinds == {"overheat", "electrical", "encoder"}  # as `overload`
+    assert all(f"`{kind}`" in DOCUMENT for kind in get_args(FaultKind))
+
+
+def test_every_assumption_about_real_servos_is_in_the_document_with_its_value() -> None:
+    for name in FirmwareConfig.model_fields:
+        assert f"`firmware.{name}`" in DOCUMENT
+    assert "30 deg C, 10 K/W, 60 J/K" in DOCUMENT
+    config = FirmwareConfig()
+    assert (config.ambient, config.thermal_resistance, config.heat_capacity) == (30, 10, 60)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """The emulator, started as the document says but for the names, with the faults that it shows."""
+    (command,) = examples("", "run_robot.py emulate")
+    (settings,) = examples("yaml")
+    (tmp_path / "faults.yaml").write_text(settings)
+    words = command.replace(".venv/bin/python", sys.executable).replace("8080", "0")
+    words = words.replace("/tmp/ttyDclaw", str(tmp_path / "tty"))
+    arguments = [*words.split(), "--config", str(tmp_path / "faults.yaml")]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_document_work(served: subprocess.Popen[str], tmp_path: Path) -> None:
+    assert served.stdout is not None
+    assert served.stdout.readline().startswith(f"servos  {tmp_path}/tty: 10, 11, 12")
+    url = served.stdout.readline().split()[1].removesuffix("/cam.mjpg")
+    (commands,) = examples("", "curl -X DELETE")
+    for command in commands.strip().splitlines():
+        line = shlex.split(command.replace("http://127.0.0.1:8080", url))
+        assert subprocess.run([*line, "--fail"], capture_output=True).returncode == 0
+    served.terminate()
+    assert "stuck-joint: servo 12" in served.stdout.read()
+    assert served.wait(timeout=20) in (0, -signal.SIGTERM)

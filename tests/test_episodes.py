@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,8 +27,9 @@ from agent.episodes import (
     EpisodeWriteError,
     EpisodeWriter,
     read_episode,
+    read_index,
 )
-from agent.files import append_row, read_rows
+from agent.files import DiskError, append_row, read_rows
 from agent.mcap_codec import CodecError
 from agent.recovery import read_summary, recover
 
@@ -197,6 +200,70 @@ def test_wall_offset_gives_the_file_real_dates(tmp_path: Path) -> None:
     (event,) = read_episode(tmp_path / "000001.mcap").events
     assert event.time == pytest.approx(100.05, abs=1e-6)
     assert (event.name, event.text, event.level) == ("note", "a person touched the valve", "warning")
+
+
+def test_events_are_counted_in_the_summary_but_for_the_fault_that_ended_the_episode(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    path = tmp_path / "000001.mcap"
+    with EpisodeWriter(path, {}) as writer:
+        writer.begin(observation(rng), telemetry(rng, 0))
+        for name in ("reboot", "reboot", "cooling", "servo-silent"):
+            writer.event(99.0, name, "servo 12 again", "warning")
+        writer.fault("servo-silent", "servo 12 did not answer")
+    assert writer.summary.events == {"reboot": 2, "cooling": 1, "servo-silent": 1}
+    assert writer.summary == read_summary(path)
+    assert len(read_episode(path).events) == 5
+
+
+def test_telemetry_takes_the_health_of_the_servos_and_older_episodes_do_without(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    health = {"servo_temperature": np.arange(30.0, 40.0), "servo_voltage": np.full(10, 11.9)}
+    with EpisodeWriter(tmp_path / "000001.mcap", {}) as writer:
+        writer.begin(observation(rng), telemetry(rng, 0) | health)
+        writer.done(terminated=False, truncated=True)
+    read = read_episode(tmp_path / "000001.mcap").telemetry
+    for name, values in health.items():
+        assert np.array_equal(read[name], [values])
+    write(tmp_path / "000002.mcap")
+    assert "servo_voltage" not in read_episode(tmp_path / "000002.mcap").telemetry
+
+
+def test_index_of_older_episodes_has_no_events(tmp_path: Path) -> None:
+    write(tmp_path / "episodes" / "000012.mcap")
+    row = read_summary(tmp_path / "episodes" / "000012.mcap").row()
+    del row["events"]
+    append_row(tmp_path / "episodes.jsonl", row)
+    (summary,) = read_index(tmp_path / "episodes.jsonl")
+    assert summary.events == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda row: row.pop("steps"), "steps: field required"),
+        (lambda row: row.update(steps="many"), "steps: input should be a valid integer"),
+        (lambda row: row.update(measures=[1]), "measures: input should be a valid dictionary"),
+        (lambda row: row.clear(), "file: field required"),
+    ],
+)
+def test_index_line_of_another_shape_is_told_by_file_and_line_and_can_be_made_anew(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], words: str
+) -> None:
+    index = tmp_path / "episodes.jsonl"
+    for number in (1, 2):
+        path = tmp_path / "episodes" / f"{number:06d}.mcap"
+        write(path, images=False)
+        row = read_summary(path).row()
+        if number == 2:
+            change(row)
+        append_row(index, row)
+    with pytest.raises(EpisodeError, match=r"episodes\.jsonl, line 2: ") as caught:
+        read_index(index)
+    assert words in str(caught.value)
+    subprocess.run(re.search(r"sed -i 2d \S+episodes.jsonl", str(caught.value))[0].split(), check=True)  # type: ignore[index]
+    recover(tmp_path)
+    assert [summary.index for summary in read_index(index)] == [12, 12]
+    assert [summary.file for summary in read_index(index)] == ["episodes/000001.mcap", "episodes/000002.mcap"]
 
 
 def test_fault_ends_the_episode_with_its_name(tmp_path: Path) -> None:
@@ -575,6 +642,25 @@ def test_unwritable_folder_is_an_episode_error(tmp_path: Path) -> None:
     (tmp_path / "episodes").write_text("a file where the folder should be")
     with pytest.raises(EpisodeError, match="could not be written"):
         EpisodeWriter(tmp_path / "episodes" / "000001.mcap", {})
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "absent"),
+    [
+        (errno.ENOSPC, "Free some space", "ls -ld"),
+        (errno.EACCES, "ls -ld", "free"),
+        (errno.EROFS, "change its rights", "Free"),
+        (errno.EIO, "dmesg", "Free"),
+    ],
+)
+def test_what_to_do_about_a_disk_depends_on_what_is_wrong_with_it(
+    tmp_path: Path, number: int, words: str, absent: str
+) -> None:
+    text = str(DiskError(tmp_path / "summary.json", OSError(number, os.strerror(number))))
+    assert os.strerror(number) in text
+    assert words in text
+    assert "--resume" in text
+    assert absent not in text
 
 
 def test_stalled_disk_stops_the_episode_instead_of_the_robot(tmp_path: Path) -> None:

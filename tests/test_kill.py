@@ -15,9 +15,11 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from agent.episodes import parse, read_episode
@@ -223,6 +225,46 @@ def test_a_killed_learner_stops_the_robot_after_its_episode(
     resumed = start(*bench(servos), "--resume", steps=60)
     assert resumed.ends() == 0, resumed.output
     assert sum(row["steps"] for row in resumed.rows) >= 60
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0)
+def test_whoever_is_killed_whenever_the_servos_stop_and_the_run_goes_on(
+    servos: Servos, start: Callable[..., Program], request: pytest.FixtureRequest
+) -> None:
+    """`--kills 100`: one run, killed over and over, actor and learner in turn, at random moments."""
+    rng = np.random.default_rng(0)
+    slowest, first, program = 0.0, 1, start(*bench(servos))
+    for kill in range(request.config.getoption("--kills")):
+        program.wait_for(program.in_episode(first, steps=1))
+        time.sleep(float(rng.uniform(0, 4)))
+        if kill % 2:
+            program.wait_for(partial(getattr, program, "learner"))
+            os.kill(program.learner, signal.SIGKILL)
+            assert program.ends() == 1, program.output
+            assert servos.relaxed
+        else:
+            slowest = max(slowest, killed_and_stopped(program, servos))
+        first = program.run.next_episode()
+        program = start(*bench(servos), "--resume")
+    program.wait_for(program.in_episode(first))
+    program.destroy()
+    recover(program.run.path)
+    print(f"servos stopped {slowest:.2f} s after the actor's death, at most; {len(program.rows)} episodes")
+    assert [row["index"] for row in program.rows] == list(range(1, len(program.rows) + 1))
+    for row in program.rows:
+        assert len(read_episode(program.run.path / row["file"]).actions) == row["steps"]
+
+
+def killed_and_stopped(program: Program, servos: Servos) -> float:
+    """Kills the actor; s until its servos have stopped by themselves."""
+    killed_at = time.monotonic()
+    program.process.kill()
+    while not servos.stopped:
+        assert time.monotonic() - killed_at < 0.5, servos.state()
+        time.sleep(0.005)
+    program.ends()
+    return time.monotonic() - killed_at
 
 
 def stopped_in_order(program: Program) -> None:

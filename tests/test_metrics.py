@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,14 @@ from hypothesis import strategies as st
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from agent.episodes import EpisodeSummary
+from agent.display import Display
+from agent.episodes import EpisodeSummary, Event
 from agent.metrics import (
     MetricsLog,
     Recent,
     Stopwatch,
     read_metrics,
     render_summary,
-    rewind,
     summarize,
     wilson,
     write_summary,
@@ -27,7 +28,12 @@ from agent.metrics import (
 
 
 def episode(
-    number: int, *, return_: float = -10.0, success: bool = True, fault: str | None = None
+    number: int,
+    *,
+    return_: float = -10.0,
+    success: bool = True,
+    fault: str | None = None,
+    events: dict[str, int] | None = None,
 ) -> EpisodeSummary:
     return EpisodeSummary(
         index=number,
@@ -44,6 +50,7 @@ def episode(
         seed=0,
         robot_seconds=5.0,
         late=1,
+        events=events or {},
     )
 
 
@@ -109,16 +116,6 @@ def test_two_processes_share_one_file_and_a_torn_row_is_dropped(tmp_path: Path) 
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 3, 3]
 
 
-def test_resumed_run_forgets_what_it_will_write_again(tmp_path: Path) -> None:
-    with MetricsLog(tmp_path) as log:
-        for step in (10, 20, 30):
-            log.write(step, {"x": 1.0})
-    rewind(tmp_path, 20)
-    with MetricsLog(tmp_path) as log:
-        log.write(30, {"x": 2.0})
-    assert [(row["step"], row["x"]) for row in read_metrics(tmp_path)] == [(10, 1.0), (20, 1.0), (30, 2.0)]
-
-
 def test_recent_forgets_the_oldest() -> None:
     recent = Recent(3)
     assert math.isnan(recent.mean)
@@ -144,7 +141,11 @@ LABELS = {"success": "success at 0.1 rad", "success_20deg": "success at 20 degre
 
 
 def test_summary_counts_what_happened() -> None:
-    training = [episode(1, return_=-20.0, success=False), episode(2), episode(3, fault="servo-silent")]
+    training = [
+        episode(1, return_=-20.0, success=False, events={"reboot": 1}),
+        episode(2),
+        episode(3, fault="servo-silent", events={"reboot": 2, "cooling": 1}),
+    ]
     evaluation = [episode(number, success=number < 4) for number in range(5)]
     summary = summarize(
         training,
@@ -171,6 +172,7 @@ def test_summary_counts_what_happened() -> None:
         "achieved_hz": 10.0,
         "late_steps": 8,
         "faults": {"servo-silent": 1},
+        "events": {"reboot": 3, "cooling": 1},
         "bus_errors": 3,
     }
 
@@ -187,7 +189,7 @@ def test_summary_of_nothing_is_still_a_summary(tmp_path: Path) -> None:
 
 def test_person_reads_rates_effort_and_what_to_type_next() -> None:
     summary = summarize(
-        [episode(1), episode(2, fault="stale-frame")],
+        [episode(1, events={"reboot": 2}), episode(2, fault="stale-frame", events={"cooling": 1})],
         [episode(number, success=number < 17) for number in range(20)],
         labels=LABELS,
         counters={"bus_errors": 3},
@@ -205,8 +207,19 @@ def test_person_reads_rates_effort_and_what_to_type_next() -> None:
         "10.00 Hz",
         "late steps",
         "1 x stale-frame",
+        "2 x reboot, 1 x cooling",
         "bus errors",
         "everything is in runs/x",
         "python run_robot.py evaluate --run runs/x --episodes 100",
     ):
         assert words in text
+
+
+def test_what_happens_on_the_rig_is_shown_as_it_is_with_the_time_of_the_day() -> None:
+    console = Console(file=io.StringIO(), width=60)
+    display = Display(100, console)
+    display.event(
+        Event(12.0, "cooling", "servo 12 [finger 1, distal] at 63 deg C, goes on at 55 " * 3, "warning")
+    )
+    (line,) = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert re.match(r"\d\d:\d\d:\d\d cooling: servo 12 \[finger 1, distal\] at 63 deg C", line)

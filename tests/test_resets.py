@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from robot import registers as reg
+from robot.dynamixel import DynamixelRobot
 from robot.rig import Rig, RigConfig, build
 from robot.sim import SimPlant
 from robot.types import MotionFault
@@ -105,6 +106,60 @@ def test_blocked_joint_fails_by_name_after_all_attempts_and_relaxes(rig: Rig) ->
         reset_valve(rig, 0.5, RESET)
     assert "by hand" in str(caught.value)
     assert not any(servo.torque for servo in plant_of(rig).servos.values())
+
+
+def test_reset_begins_no_further_attempt_after_its_budget(rig: Rig) -> None:
+    plant_of(rig).teleport(fingers((0.3, 0.0, 0.2), 9), 0.0)
+    weaken(rig, 21)
+    began = rig.clock.now()
+    with pytest.raises(MotionFault, match="failed 2 times in"):
+        reset_valve(rig, 0.5, ResetConfig(budget=2.0))
+    assert rig.clock.now() - began < 12.0
+    assert not any(servo.torque for servo in plant_of(rig).servos.values())
+
+
+class PointingRobot(DynamixelRobot):
+    """Keeps what it was asked to point at."""
+
+    pointed: tuple[float, ...] = ()
+
+    def point(self, angle: float) -> None:
+        super().point(angle)
+        self.pointed += (angle,)
+
+
+@pytest.fixture
+def pointing() -> Iterator[tuple[Rig, PointingRobot]]:
+    """The simulated rig has no guide servo: its settings say that it has, its driver knows better."""
+    with build(RigConfig(kind="sim", name="sim"), cameras=False) as rig:
+        robot = PointingRobot(plant_of(rig), rig.config.dclaw, rig.clock)
+        rig.robot = robot
+        rig.config = rig.config.model_copy(
+            update={"dclaw": rig.config.dclaw.model_copy(update={"guide_id": 60})}
+        )
+        yield rig, robot
+        robot.relax()
+
+
+def test_guide_points_at_the_goal_before_the_reset_ends(pointing: tuple[Rig, PointingRobot]) -> None:
+    rig, robot = pointing
+    reset_valve(rig, 1.0, RESET)
+    assert robot.pointed == ()
+    began = rig.clock.now()
+    reset_valve(rig, 1.0, RESET, 1.5)  # the valve is there already, the horn may have to turn all around
+    assert robot.pointed == (1.5,)
+    assert rig.clock.now() - began >= math.tau / rig.config.dclaw.object_velocity
+    assert robot.engaged
+    robot.read()  # no watchdog has tripped meanwhile
+
+
+def test_guide_points_again_in_every_attempt(pointing: tuple[Rig, PointingRobot]) -> None:
+    """Disentangling takes its torque off, too."""
+    rig, robot = pointing
+    weaken(rig, 50)
+    with pytest.raises(MotionFault):
+        reset_valve(rig, 2.0, ResetConfig(valve_timeout=0.5), 1.5)
+    assert robot.pointed == (1.5, 1.5, 1.5)
 
 
 def test_jammed_valve_fails_within_its_timeouts(rig: Rig) -> None:

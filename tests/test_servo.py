@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 
 from robot import registers as reg
 from robot.protocol import ErrorNumber
-from robot.registers import Register
-from robot.servo import BOOT_TIME, LAYOUT, TABLE_SIZE, AccessError, Servo, realtime_tick
+from robot.registers import MODELS, TABLE_SIZE, Register
+from robot.servo import AccessError, FirmwareConfig, Servo, layout, realtime_tick
 
 OVERLOAD, VOLTAGE = 0x20, 0x01
+LAYOUT = layout(1010, 45)
+BOOT_TIME = FirmwareConfig().boot_time
+STALL = 1.3 / 2.69e-3  # register units, of an XH430-W210
 
 
 @pytest.fixture
@@ -37,7 +40,7 @@ def armed(servo: Servo, units: int, now: float = 0.0) -> Servo:
 
 
 def test_new_servo_has_factory_values_of_its_model() -> None:
-    servo = Servo(21, 1030, firmware=48, baud_code=1)
+    servo = Servo(21, 1030, FirmwareConfig(version=48), baud_code=1)
     expected = {
         reg.MODEL_NUMBER: 1030,
         reg.FIRMWARE_VERSION: 48,
@@ -98,7 +101,8 @@ def test_read_only_registers_refuse_writes(servo: Servo) -> None:
         (reg.OPERATING_MODE, 1),
         (reg.DRIVE_MODE, 1),
         (reg.GOAL_CURRENT, -649),
-        (reg.CURRENT_LIMIT, 1194),
+        (reg.CURRENT_LIMIT, 649),
+        (reg.STARTUP_CONFIGURATION, 1),
         (reg.HOMING_OFFSET, -1_044_480),
     ],
 )
@@ -132,14 +136,15 @@ def test_fast_goal_write_agrees_with_byte_write(ticks: int, mode: int, tripped: 
     assert one.watchdog_deadline == other.watchdog_deadline
 
 
-def test_another_operating_mode_forgets_profile_and_goal_current(servo: Servo) -> None:
-    """e-Manual, Operating Mode: profiles are reset to 0 (no limit), goal PWM and current to their limits."""
+def test_another_operating_mode_forgets_gains_profile_and_goal_current(servo: Servo) -> None:
+    """e-Manual, Operating Mode: gains are reset, profiles to 0 (no limit), goal PWM and current to limits."""
+    put(servo, reg.POSITION_P_GAIN, 400)
     put(servo, reg.PROFILE_VELOCITY, 50)
     put(servo, reg.GOAL_CURRENT, 7)
     put(servo, reg.OPERATING_MODE, 3)
     assert get(servo, reg.PROFILE_VELOCITY) == 50
     put(servo, reg.OPERATING_MODE, 4)
-    assert get(servo, reg.PROFILE_VELOCITY) == 0
+    assert (get(servo, reg.PROFILE_VELOCITY), get(servo, reg.POSITION_P_GAIN)) == (0, 900)
     assert get(servo, reg.GOAL_CURRENT) == get(servo, reg.CURRENT_LIMIT)
 
 
@@ -286,3 +291,259 @@ def test_indirect_write_obeys_the_rules_of_its_target(servo: Servo) -> None:
 def test_indirect_data_that_points_at_itself_is_plain_memory(servo: Servo) -> None:
     assert servo.write(224, b"\x05\x06", 0.0) == 0
     assert servo.read(224, 2) == b"\x05\x06"
+
+
+# --- What only hardware can tell ---------------------------------------------------------------------------
+
+
+def test_goals_beyond_a_limit_register_are_refused_as_configured() -> None:
+    servo = Servo(12, 1010, FirmwareConfig(limit_error=6))
+    assert put(servo, reg.GOAL_POSITION, 4096) == ErrorNumber.DATA_LIMIT_ERROR
+    assert servo.write_goal(-1, 0.0) == ErrorNumber.DATA_LIMIT_ERROR
+    assert put(servo, reg.GOAL_CURRENT, 649) == ErrorNumber.DATA_LIMIT_ERROR
+    assert put(servo, reg.PROFILE_VELOCITY, 32768) == ErrorNumber.DATA_RANGE_ERROR
+
+
+@pytest.mark.parametrize(("seeds", "goal"), [(False, 3000), (True, 2500)])
+def test_torque_on_seeds_the_goal_only_if_so_configured(seeds: bool, goal: int) -> None:
+    servo = Servo(12, 1010, FirmwareConfig(torque_on_seeds_goal=seeds))
+    put(servo, reg.GOAL_POSITION, 3000)
+    servo.measure(2500, 0, 0, 0.0)
+    put(servo, reg.TORQUE_ENABLE, 1)
+    assert get(servo, reg.GOAL_POSITION) == goal
+
+
+@pytest.mark.parametrize(("clears", "velocity"), [(False, 50), (True, 0)])
+def test_tripped_watchdog_clears_profiles_only_if_so_configured(clears: bool, velocity: int) -> None:
+    servo = armed(Servo(12, 1010, FirmwareConfig(watchdog_clears_profiles=clears)), 10)
+    put(servo, reg.PROFILE_VELOCITY, 50)
+    assert servo.tick(1.0)
+    assert get(servo, reg.PROFILE_VELOCITY) == velocity
+
+
+def test_unmapped_indirect_data_reads_as_configured_after_a_restart() -> None:
+    servo = Servo(12, 1010, FirmwareConfig(unmapped_indirect_data=7))
+    servo.write(168, (126).to_bytes(2, "little"), 0.0)
+    servo.reboot(1.0)
+    assert servo.read(224, 28) + servo.read(634, 28) == bytes([7]) * 56
+
+
+def test_old_firmware_lacks_what_came_later() -> None:
+    old, new = (Servo(12, 1010, FirmwareConfig(version=version)) for version in (44, 45))
+    assert put(old, reg.STARTUP_CONFIGURATION, 0) == ErrorNumber.ACCESS_ERROR
+    assert put(new, reg.STARTUP_CONFIGURATION, 0) == 0
+    assert (old.reads_fast, new.reads_fast) == (False, True)
+
+
+@pytest.mark.parametrize("model", sorted(MODELS))
+def test_every_model_starts_healthy_at_its_own_supply(model: int) -> None:
+    servo = Servo(12, model)
+    assert not servo.alert
+    assert get(servo, reg.PRESENT_INPUT_VOLTAGE) == (240 if model in (1040, 1050) else 120)
+
+
+# --- Supply ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("volts", "error"), [(9.4, VOLTAGE), (9.5, 0), (16.0, 0), (16.1, VOLTAGE)])
+def test_voltage_outside_its_limits_is_an_error_that_leaves_the_torque(
+    servo: Servo, volts: float, error: int
+) -> None:
+    put(servo, reg.TORQUE_ENABLE, 1)
+    servo.supply(volts)
+    assert get(servo, reg.PRESENT_INPUT_VOLTAGE) == round(volts * 10)
+    assert get(servo, reg.HARDWARE_ERROR_STATUS) == error
+    assert servo.torque
+
+
+def test_voltage_error_cuts_the_torque_when_shutdown_names_it(servo: Servo) -> None:
+    put(servo, reg.SHUTDOWN, 0x35)
+    put(servo, reg.TORQUE_ENABLE, 1)
+    servo.supply(8.0)
+    assert not servo.torque
+    assert put(servo, reg.TORQUE_ENABLE, 1) == ErrorNumber.RESULT_FAIL
+
+
+@pytest.mark.parametrize(("latches", "error"), [(True, VOLTAGE), (False, 0)])
+def test_voltage_error_outlives_its_cause_only_if_so_configured(latches: bool, error: int) -> None:
+    servo = Servo(12, 1010, FirmwareConfig(voltage_error_latches=latches))
+    servo.supply(8.0)
+    servo.raise_hardware_error(OVERLOAD)
+    servo.supply(12.0)
+    assert get(servo, reg.HARDWARE_ERROR_STATUS) == OVERLOAD | error
+
+
+def test_reboot_under_a_bad_supply_reports_it_again(servo: Servo) -> None:
+    servo.supply(8.0)
+    servo.reboot(1.0)
+    assert get(servo, reg.HARDWARE_ERROR_STATUS) == VOLTAGE
+    servo.supply(12.0)
+    servo.reboot(2.0)
+    assert not servo.alert
+
+
+def test_narrower_voltage_limits_are_held_against_the_supply_at_once(servo: Servo) -> None:
+    assert put(servo, reg.MIN_VOLTAGE_LIMIT, 125) == 0
+    assert get(servo, reg.HARDWARE_ERROR_STATUS) == VOLTAGE
+
+
+def test_brown_out_leaves_no_error_but_a_clock_that_starts_anew(servo: Servo) -> None:
+    armed(servo, 10)
+    servo.measure(2048, 0, 0, 9.0)
+    assert get(servo, reg.REALTIME_TICK) == 9000
+    servo.reboot(9.0)
+    servo.measure(2048, 0, 0, 9.0 + BOOT_TIME + 0.005)
+    assert get(servo, reg.REALTIME_TICK) == 5
+    assert (servo.alert, servo.torque, get(servo, reg.BUS_WATCHDOG)) == (False, False, 0)
+
+
+# --- Heat and load -----------------------------------------------------------------------------------------
+
+
+def test_idle_servo_stays_at_room_temperature(servo: Servo) -> None:
+    servo.endure(0.0, 1e4)
+    assert get(servo, reg.PRESENT_TEMPERATURE) == 30
+
+
+@given(st.floats(0, 648), st.integers(1, 50))
+def test_heat_does_not_depend_on_how_time_is_cut(current: float, steps: int) -> None:
+    once, often = Servo(12, 1010), Servo(12, 1010)
+    once.endure(current, 100.0)
+    for _ in range(steps):
+        often.endure(-current, 100.0 / steps)
+    assert often.temperature == pytest.approx(once.temperature)
+
+
+def test_stall_overheats_within_minutes_and_shutdown_cuts_the_torque(servo: Servo) -> None:
+    put(servo, reg.TORQUE_ENABLE, 1)
+    seconds = 0
+    while not get(servo, reg.HARDWARE_ERROR_STATUS) & reg.OVERHEATING:
+        servo.endure(0.79 * STALL, 1.0)  # just not an overload
+        seconds += 1
+    assert 120 < seconds < 900
+    assert get(servo, reg.PRESENT_TEMPERATURE) == 80
+    assert not servo.torque
+
+
+def test_overheated_servo_is_still_hot_after_a_reboot_and_cools_in_minutes(servo: Servo) -> None:
+    servo.warm(85.0)
+    servo.reboot(1.0)
+    assert get(servo, reg.HARDWARE_ERROR_STATUS) == reg.OVERHEATING
+    servo.endure(0.0, 1200.0)
+    assert servo.alert  # latched
+    servo.reboot(2.0)
+    assert not servo.alert
+    assert 30 < servo.temperature < 40
+
+
+@pytest.mark.parametrize("limit", [50, 70])
+def test_temperature_limit_register_decides_what_is_too_hot(servo: Servo, limit: int) -> None:
+    put(servo, reg.TEMPERATURE_LIMIT, limit)
+    servo.warm(limit - 0.6)
+    assert not servo.alert
+    servo.warm(limit)
+    assert get(servo, reg.HARDWARE_ERROR_STATUS) == reg.OVERHEATING
+
+
+@pytest.mark.parametrize(("load", "trips"), [(0.79, False), (0.81, True), (-0.81, True)])
+def test_only_a_load_near_stall_trips_the_overload(servo: Servo, load: float, trips: bool) -> None:
+    put(servo, reg.TORQUE_ENABLE, 1)
+    for _ in range(101):
+        servo.endure(load * STALL, 0.05)
+    assert servo.torque is not trips
+    assert bool(get(servo, reg.HARDWARE_ERROR_STATUS) & OVERLOAD) is trips
+
+
+def test_short_strains_with_equal_rests_never_trip(servo: Servo) -> None:
+    put(servo, reg.TORQUE_ENABLE, 1)
+    for _ in range(20):
+        servo.endure(STALL, 4.0)
+        servo.endure(0.0, 4.0)
+    assert not get(servo, reg.HARDWARE_ERROR_STATUS) & OVERLOAD
+
+
+def test_rebooted_servo_may_strain_anew_before_it_trips(servo: Servo) -> None:
+    put(servo, reg.TORQUE_ENABLE, 1)
+    servo.endure(STALL, 5.0)
+    assert get(servo, reg.HARDWARE_ERROR_STATUS) == OVERLOAD
+    servo.reboot(1.0)
+    put(servo, reg.TORQUE_ENABLE, 1)
+    servo.endure(STALL, 4.9)
+    assert not servo.alert
+    servo.endure(STALL, 0.2)
+    assert servo.alert
+
+
+def test_current_limit_at_half_of_stall_never_overloads(servo: Servo) -> None:
+    put(servo, reg.TORQUE_ENABLE, 1)
+    servo.endure(0.5 * STALL, 3600.0)
+    assert not servo.alert
+
+
+# --- Factory reset, clear, backup, registered writes -------------------------------------------------------
+
+
+@pytest.mark.parametrize(("option", "id", "baud"), [(0xFF, 1, 1), (0x01, 12, 1), (0x02, 12, 3)])
+def test_factory_reset_keeps_what_its_option_names_and_restarts(
+    servo: Servo, option: int, id: int, baud: int
+) -> None:
+    put(servo, reg.RETURN_DELAY_TIME, 0)
+    put(servo, reg.HOMING_OFFSET, -100)
+    armed(servo, 10)
+    servo.factory_reset(option, 5.0)
+    assert (servo.id, get(servo, reg.BAUD_RATE)) == (id, baud)
+    assert (get(servo, reg.RETURN_DELAY_TIME), get(servo, reg.HOMING_OFFSET)) == (250, 0)
+    assert not servo.torque
+    assert not servo.answers(5.0)
+    assert (get(servo, reg.MODEL_NUMBER), get(servo, reg.FIRMWARE_VERSION)) == (1010, 45)
+
+
+def test_clear_takes_whole_turns_off_and_only_at_rest(servo: Servo) -> None:
+    put(servo, reg.OPERATING_MODE, 4)
+    servo.measure(3 * 4096 + 100, 50, 0, 0.0)
+    assert servo.clear_turns() == ErrorNumber.RESULT_FAIL  # moving
+    servo.measure(3 * 4096 + 100, 0, 0, 0.1)
+    put(servo, reg.TORQUE_ENABLE, 1)
+    assert servo.clear_turns() == ErrorNumber.RESULT_FAIL  # held
+    put(servo, reg.TORQUE_ENABLE, 0)
+    assert servo.clear_turns() == 0
+    assert (get(servo, reg.PRESENT_POSITION), get(servo, reg.GOAL_POSITION)) == (100, 100)
+
+
+def test_clear_under_torque_is_allowed_if_so_configured() -> None:
+    servo = Servo(12, 1010, FirmwareConfig(clear_needs_torque_off=False))
+    servo.measure(3 * 4096 + 100, 0, 0, 0.0)
+    put(servo, reg.TORQUE_ENABLE, 1)
+    assert servo.clear_turns() == 0
+
+
+def test_backup_brings_the_eeprom_back(servo: Servo) -> None:
+    assert not servo.restorable
+    put(servo, reg.RETURN_DELAY_TIME, 0)
+    assert servo.back_up() == 0
+    assert get(servo, reg.BACKUP_READY) == 1
+    put(servo, reg.RETURN_DELAY_TIME, 99)
+    put(servo, reg.POSITION_P_GAIN, 1)
+    servo.restore(1.0)
+    assert (get(servo, reg.RETURN_DELAY_TIME), get(servo, reg.POSITION_P_GAIN)) == (0, 900)
+    assert get(servo, reg.BACKUP_READY) == 1
+    assert not servo.answers(1.0)
+    put(servo, reg.TORQUE_ENABLE, 1)
+    assert servo.back_up() == ErrorNumber.RESULT_FAIL
+    assert not servo.restorable
+
+
+def test_registered_write_waits_once_and_a_restart_forgets_it(servo: Servo) -> None:
+    servo.register(112, b"\x07\0\0\0")
+    assert get(servo, reg.REGISTERED_INSTRUCTION) == 1
+    assert servo.registered() == (112, b"\x07\0\0\0")
+    assert servo.registered() is None
+    assert get(servo, reg.REGISTERED_INSTRUCTION) == 0
+    servo.register(112, b"\x07\0\0\0")
+    servo.reboot(1.0)
+    assert servo.registered() is None
+
+
+def test_gaps_between_registers_read_zero_and_refuse_writes(servo: Servo) -> None:
+    assert servo.read(14, 6) == bytes(6)
+    assert servo.write(14, b"\0", 0.0) == ErrorNumber.ACCESS_ERROR

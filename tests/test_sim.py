@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robot import registers as reg
+from robot.faults import FaultConfig, FaultSchedule
 from robot.registers import RAD_PER_S_PER_UNIT, RAD_PER_TICK
 from robot.sim import FINGER_SERVOS, RESET_POSE, VALVE_SERVO, SimConfig, SimPlant
-from robot.types import BusFault, Floats, Frame, Image, ServoSilent, StaleFrame, ValveGeometry
+from robot.types import BusFault, Floats, Frame, Image, PortLost, ServoSilent, StaleFrame, ValveGeometry
 from robot.world import (
     JOINTS,
     VALVE_JOINT,
@@ -30,6 +31,7 @@ from robot.world import (
 
 IDS = (*FINGER_SERVOS, VALVE_SERVO)
 STATE = (reg.PRESENT_CURRENT, reg.PRESENT_VELOCITY, reg.PRESENT_POSITION)
+CYCLE = reg.CYCLE
 ROBEL_OFFSETS = np.array([-np.pi / 2, -np.pi, -np.pi] * 3 + [-np.pi])  # rad, its hardware calibration
 
 
@@ -221,7 +223,7 @@ def test_plant_starts_at_the_reset_pose_at_time_zero(plant: SimPlant) -> None:
 )
 def test_vectorised_bus_agrees_with_byte_access(steps: list[tuple[reg.Register, int, int, float]]) -> None:
     fast, exact = SimPlant(SimConfig()), SimPlant(SimConfig())
-    registers = (*STATE, reg.GOAL_POSITION, reg.BUS_WATCHDOG)
+    registers = (*CYCLE, reg.GOAL_POSITION, reg.ID, reg.POSITION_TRAJECTORY, reg.MOVING)
     for register, servo, value, pause in steps:
         value %= min(1 << 8 * register.size, (register.maximum or 4096) + 2)
         fast.sync_write(register, {servo: value})
@@ -236,10 +238,16 @@ def test_vectorised_bus_agrees_with_byte_access(steps: list[tuple[reg.Register, 
         assert fast.sync_read(registers, IDS).values.tolist() == values
 
 
-def test_silent_servos_are_named(plant: SimPlant) -> None:
+def test_silent_servos_are_named_and_the_others_read(plant: SimPlant) -> None:
     with pytest.raises(ServoSilent, match="servo 13, servo 40 did not answer") as caught:
-        plant.sync_read(STATE, (10, 13, 40))
+        plant.sync_read(CYCLE, (13, 11, 40, 10))
     assert caught.value.ids == (13, 40)
+    assert caught.value.answered == (11, 10)
+    assert caught.value.reading is not None
+    assert caught.value.reading.values.tolist() == plant.sync_read(CYCLE, (11, 10)).values.tolist()
+    with pytest.raises(ServoSilent) as caught:
+        plant.sync_read(CYCLE, (13,))
+    assert caught.value.answered == ()
     with pytest.raises(ServoSilent):
         plant.read(reg.TORQUE_ENABLE, 13)
     with pytest.raises(ServoSilent):
@@ -290,6 +298,24 @@ def test_servo_without_power_is_limp_and_silent_until_power_returns(plant: SimPl
     plant.power(11, on=True)
     plant.sleep_until(0.5)
     assert plant.ping([11]) == {11: 1010}
+
+
+def test_gathered_registers_stand_side_by_side_in_the_indirect_block(plant: SimPlant) -> None:
+    plant.gather(CYCLE, IDS)
+    plant.write(reg.BUS_WATCHDOG, 12, 77)
+    block = plant.read_memory(12, 224, 16)
+    gathered = b"".join(plant.read_memory(12, entry.address, entry.size) for entry in CYCLE)
+    assert block == gathered
+    plant.reboot(12)
+    plant.sleep_until(0.2)
+    assert plant.read_memory(12, 224, 16) == bytes(16)
+
+
+def test_more_registers_than_fit_are_not_gathered(plant: SimPlant) -> None:
+    with pytest.raises(ValueError, match="32 bytes do not fit into the 28"):
+        plant.gather([reg.PRESENT_POSITION] * 8, IDS)
+    with pytest.raises(ServoSilent):
+        plant.gather(CYCLE, (13,))
 
 
 def test_changed_id_is_the_id_that_answers(plant: SimPlant) -> None:
@@ -456,6 +482,177 @@ def test_command_delay_is_kept_to_the_step() -> None:
     np.testing.assert_allclose(plant.truth["setpoint"][:9], before, atol=RAD_PER_TICK)
     plant.sleep_until(0.0225)
     np.testing.assert_allclose(plant.truth["setpoint"][:9], 0.3, atol=RAD_PER_TICK)
+
+
+# --- heat, overload, faults -----------------------------------------------------------------------------
+
+
+def strain(plant: SimPlant, seconds: float, amperes: float = 3.0) -> None:
+    """Servo 12 against a wall for so long, with so much current at most."""
+    plant.write(reg.OPERATING_MODE, 12, reg.CURRENT_POSITION_MODE)
+    plant.write(reg.GOAL_CURRENT, 12, min(round(amperes / 2.69e-3), 648))
+    torque_on(plant)
+    plant.inject(FaultSchedule([FaultConfig(kind="stuck-joint", servo=12)]))
+    plant.write(reg.GOAL_POSITION, 12, 4000)
+    plant.sleep_until(plant.now() + seconds)
+
+
+def test_a_servo_that_strains_for_5_seconds_cuts_its_torque(plant: SimPlant) -> None:
+    strain(plant, 4.9)
+    assert plant.read(reg.HARDWARE_ERROR_STATUS, 12) == 0
+    plant.sleep_until(6.0)
+    assert plant.read(reg.HARDWARE_ERROR_STATUS, 12) == reg.OVERLOAD
+    assert plant.truth["torque"][2] == 0.0
+    assert plant.read(reg.TORQUE_ENABLE, 11) == 1
+
+
+def test_a_goal_current_below_it_never_overloads_but_warms(plant: SimPlant) -> None:
+    strain(plant, 60.0, amperes=0.9)
+    assert plant.read(reg.HARDWARE_ERROR_STATUS, 12) == 0
+    assert plant.read(reg.PRESENT_TEMPERATURE, 12) > plant.read(reg.PRESENT_TEMPERATURE, 22) + 3
+
+
+def test_without_a_thermal_model_nothing_tires() -> None:
+    plant = SimPlant(SimConfig(thermal=False))
+    strain(plant, 10.0)
+    assert plant.read(reg.HARDWARE_ERROR_STATUS, 12) == 0
+    assert plant.read(reg.PRESENT_TEMPERATURE, 12) == plant.read(reg.PRESENT_TEMPERATURE, 22)
+
+
+def test_what_does_not_overheat_moves_bitwise_as_if_nothing_could() -> None:
+    worlds = []
+    for thermal in (True, False):
+        plant = SimPlant(SimConfig(thermal=thermal))
+        torque_on(plant)
+        wander(plant, 3.0)
+        worlds.append(plant.truth["qpos"].tobytes())
+    assert worlds[0] == worlds[1]
+
+
+def inject(plant: SimPlant, *faults: FaultConfig, seed: int = 0) -> None:
+    plant.inject(FaultSchedule(faults, seed))
+
+
+TROUBLE = tuple(
+    FaultConfig.model_validate({"every": 2.0, **settings})
+    for settings in (
+        {"kind": "overload"},
+        {"kind": "reboot"},
+        {"kind": "dead", "duration": 0.5},
+        {"kind": "brown-out"},
+        {"kind": "stuck-joint", "duration": 0.5},
+        {"kind": "frozen-encoder", "duration": 0.5},
+        {"kind": "slipping-valve", "duration": 1.0},
+        {"kind": "voltage-dip", "duration": 0.3},
+        {"kind": "heat", "duration": 0.7},
+    )
+)
+
+
+def test_faults_leave_the_world_deterministic_however_time_is_cut() -> None:
+    worlds = []
+    for pieces in (400, 4, 4):
+        plant = SimPlant(SimConfig())
+        torque_on(plant)
+        inject(plant, *TROUBLE, seed=5)
+        command(plant, np.full(9, 0.3))
+        for piece in range(pieces):
+            plant.sleep_until(10.0 * (piece + 1) / pieces)
+        worlds.append(plant.truth["qpos"].tobytes() + b"".join(s.read(0, 160) for s in plant.servos.values()))
+    assert worlds[0] == worlds[1] == worlds[2]
+
+
+def test_after_all_faults_the_world_is_whole_again() -> None:
+    plant = SimPlant(SimConfig())
+    inject(plant, *TROUBLE, seed=5)
+    plant.sleep_until(10.0)
+    plant.heal()
+    assert plant.faults == []
+    plant.sleep_until(10.5)
+    for servo in IDS:
+        plant.reboot(servo)
+    plant.sleep_until(11.0)
+    torque_on(plant)
+    command(plant, np.tile([0.2, -0.9, 0.8], 3))
+    plant.sleep_until(13.0)
+    assert not plant.sync_read([reg.HARDWARE_ERROR_STATUS], IDS).values.any()
+    np.testing.assert_allclose(plant.truth["qpos"][:9], np.tile([0.2, -0.9, 0.8], 3), atol=0.06)
+
+
+@pytest.mark.parametrize("kind", ["lost", "corrupt", "short", "id-conflict", "late"])
+def test_what_the_wire_would_spoil_is_a_silent_servo_without_one(plant: SimPlant, kind: str) -> None:
+    settings = {"kind": kind, "servo": 12, "duration": 1.0, "value": 50 if kind == "late" else None}
+    inject(plant, FaultConfig.model_validate(settings))
+    with pytest.raises(ServoSilent) as caught:
+        plant.sync_read(CYCLE, IDS)
+    assert caught.value.ids == (12,)
+    assert 12 not in plant.ping(IDS)
+    for ask in (
+        lambda: plant.read(reg.ID, 12),
+        lambda: plant.write(reg.LED, 12, 1),
+        lambda: plant.gather(CYCLE, (12,)),
+    ):
+        with pytest.raises(ServoSilent):
+            ask()
+    plant.sleep_until(1.0)
+    assert len(plant.sync_read(CYCLE, IDS).values) == 10
+
+
+@pytest.mark.parametrize("settings", [{"kind": "duplicate"}, {"kind": "late", "value": 10}])
+def test_what_a_driver_puts_up_with_does_not_show_without_a_wire(
+    plant: SimPlant, settings: dict[str, object]
+) -> None:
+    inject(plant, FaultConfig.model_validate(settings))
+    assert len(plant.sync_read(CYCLE, IDS).values) == 10
+
+
+def test_a_servo_is_silent_when_all_three_tries_fail(plant: SimPlant) -> None:
+    inject(plant, FaultConfig(kind="lost", probability=0.5))
+    silent = 0
+    for _ in range(500):
+        try:
+            plant.sync_read(CYCLE, IDS)
+        except ServoSilent as fault:
+            silent += len(fault.ids)
+    assert 500 < silent < 750  # 5000 / 2^3, five standard deviations
+
+
+def test_an_unplugged_port_is_lost_to_every_access_until_it_is_back(plant: SimPlant) -> None:
+    inject(plant, FaultConfig(kind="unplug", duration=1.0))
+    for ask in (
+        lambda: plant.sync_read(CYCLE, IDS),
+        lambda: plant.sync_write(reg.GOAL_POSITION, {12: 2000}),
+        lambda: plant.ping(IDS),
+        lambda: plant.read(reg.ID, 12),
+        lambda: plant.write(reg.LED, 12, 1),
+        lambda: plant.gather(CYCLE, IDS),
+        lambda: plant.reboot(12),
+    ):
+        with pytest.raises(PortLost, match="unplugged"):
+            ask()
+    plant.sleep_until(1.0)
+    assert len(plant.ping(IDS)) == 10
+
+
+def test_faults_begin_and_end_on_the_plants_clock(plant: SimPlant) -> None:
+    plant.sleep_until(1.0)
+    inject(plant, FaultConfig(kind="dead", servo=12, at=2.0, duration=1.0))
+    plant.sleep_until(2.9975)
+    assert plant.faults == []
+    plant.sleep_until(3.0)
+    assert plant.faults == [("dead", [12])]
+    assert 12 not in plant.ping(IDS)
+    plant.sleep_until(4.2)
+    assert 12 in plant.ping(IDS)
+    assert [event.name for event in plant.events.drain()] == ["dead", "over"]
+
+
+def test_overlapping_faults_last_as_long_as_the_last_of_them(plant: SimPlant) -> None:
+    inject(plant, *(FaultConfig(kind="dead", servo=12, duration=span) for span in (1.0, 3.0)))
+    plant.sleep_until(2.0)
+    assert 12 not in plant.ping(IDS)
+    plant.sleep_until(3.3)
+    assert 12 in plant.ping(IDS)
 
 
 # --- camera ---------------------------------------------------------------------------------------------

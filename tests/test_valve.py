@@ -229,6 +229,13 @@ def test_vector_cue_gives_the_goals_direction_and_leaves_the_image_alone() -> No
     assert set(task.spaces(images=True)) == {"state", "image", "goal"}
 
 
+def test_pointer_cue_is_shown_by_the_rig_and_not_in_the_image() -> None:
+    task = valve(0.7, ValveConfig(goal=FixedAngle(angle=0.7), cue="pointer"))
+    observation = task.observe(snapshot(0.0, image=floor()), REST)
+    assert (observation["image"] == GREY).all()
+    assert set(task.spaces(images=True)) == {"state", "image"}
+
+
 def test_image_of_another_size_is_a_camera_fault() -> None:
     task = valve()
     task.show_goal(DOWN)

@@ -1,0 +1,77 @@
+"""How near the fingers come to each other at a pose, by ROBEL's own collision shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+
+import mujoco
+import numpy as np
+from numpy.typing import NDArray
+
+from robot.types import Floats
+from robot.world import JOINTS, WorldConfig, dclaw_model
+
+FAR = 0.03  # m; distances beyond are of no interest, and not computed exactly
+
+
+class FingerClearance:
+    """The distance between D'Claw's fingers at any pose, from the model: nothing is simulated."""
+
+    def __init__(self) -> None:
+        """Raises FileNotFoundError without ROBEL's model files."""
+        self._model = dclaw_model(WorldConfig())
+        self._data = mujoco.MjData(self._model)
+        self._qpos = np.array([self._model.joint(name).qposadr[0] for name in JOINTS])
+        fingers = [self._moving_geoms(name) for name in JOINTS[::3]]
+        pairs = [(a, b) for one, other in combinations(fingers, 2) for a in one for b in other]
+        self._first, self._second = np.array(pairs).T
+        # By their enclosing spheres most pairs are known to be far apart.
+        radius = self._model.geom_rbound
+        self._reach = radius[self._first] + radius[self._second]
+
+    @property
+    def fingers(self) -> Sequence[slice]:
+        """Which joints are one finger."""
+        return tuple(slice(start, start + 3) for start in range(0, len(JOINTS), 3))
+
+    def __call__(self, position: Floats) -> float:
+        """The smallest distance between two fingers at joint angles (J,) rad: m, negative if they overlap.
+
+        FAR for everything that is further apart.
+        """
+        nearest = FAR
+        for a, b in self._near(position, FAR):
+            nearest = min(nearest, mujoco.mj_geomDistance(self._model, self._data, a, b, nearest, None))
+        return nearest
+
+    def keeps(self, position: Floats, margin: float) -> bool:
+        """Whether all fingers are at least `margin` m apart at joint angles (J,) rad; quicker than how far.
+
+        Measured on one core: 0.1 ms, 0.3 ms at poses where many shapes are near each other.
+        """
+        return not any(
+            mujoco.mj_geomDistance(self._model, self._data, a, b, margin, None) < margin
+            for a, b in self._near(position, margin)
+        )
+
+    def _near(self, position: Floats, distance: float) -> Iterator[tuple[int, int]]:
+        """The pairs of shapes whose enclosing spheres come so near, the nearest first."""
+        self._data.qpos[self._qpos] = position
+        mujoco.mj_kinematics(self._model, self._data)
+        centre = self._data.geom_xpos
+        apart = np.linalg.norm(centre[self._first] - centre[self._second], axis=1) - self._reach
+        near = np.flatnonzero(apart < distance)
+        order = near[np.argsort(apart[near])]  # nearest first: the rest is then cut short
+        return zip(self._first[order].tolist(), self._second[order].tolist(), strict=True)
+
+    def _moving_geoms(self, joint: str) -> NDArray[np.int64]:
+        """The collision shapes of the finger that starts with `joint`."""
+        model = self._model
+        top = model.jnt_bodyid[model.joint(joint).id]
+        bodies = {int(top)}
+        for body in range(model.nbody):  # parents come before their children
+            if int(model.body_parentid[body]) in bodies:
+                bodies.add(body)
+        collides = (model.geom_contype != 0) & np.isin(model.geom_bodyid, list(bodies))
+        return np.flatnonzero(collides)

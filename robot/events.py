@@ -1,0 +1,54 @@
+"""What happened on the rig beside its readings: told to a person at once, kept for the episode's log."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from robot.types import Clock
+
+Level = Literal["info", "warning", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class RigEvent:
+    """One thing that happened: a restarted servo, a pause to cool down, a cable that is back."""
+
+    time: float  # s of the rig's clock
+    name: str  # the word that logs and summaries use: "reboot", "cooling", "pause", "recovered", ...
+    text: str  # for the person at the bench
+    level: Level
+
+
+class EventLog:
+    """Where the parts of a rig say what happened. May be used from several threads."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._pending: list[RigEvent] = []
+        self._counts: Counter[str] = Counter()
+        self._listeners: list[Callable[[RigEvent], None]] = []
+
+    def emit(self, name: str, text: str, level: Level = "warning") -> None:
+        """Keeps an event for the log and tells it to everybody who listens, in the caller's thread."""
+        event = RigEvent(self._clock.now(), name, text, level)
+        self._pending.append(event)
+        self._counts[name] += 1
+        for listener in self._listeners:
+            listener(event)
+
+    def listen(self, listener: Callable[[RigEvent], None]) -> None:
+        """Has `listener` called with every later event: a live line, a log file."""
+        self._listeners.append(listener)
+
+    def drain(self) -> list[RigEvent]:
+        """The events since the last call, oldest first."""
+        events, self._pending = self._pending, []
+        return events
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How often each name was told, since the start."""
+        return dict(self._counts)
