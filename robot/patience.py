@@ -135,7 +135,8 @@ class Patience:
             now = self._rig.clock.now()
             if told == -math.inf:
                 told = now
-                self._emit(name, f"{fault} The robot is relaxed; the run goes on by itself when it {well}.")
+                pose = "The robot is relaxed" if self._limp else "What cannot be reached stands stiff"
+                self._emit(name, f"{fault} {pose}; the run goes on by itself when it {well}.")
             elif now - told >= config.tell:
                 told = now
                 self._emit("waiting", words, "info")

@@ -38,21 +38,18 @@ def entries() -> list[Entry]:
     return found
 
 
+def texts(path: Path) -> set[str]:
+    """What a module can say: its texts, those between the values of an f-string one by one, no docstrings."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    docstrings = {node.value for node in nodes if isinstance(node, ast.Expr)}
+    constants = [node for node in nodes if isinstance(node, ast.Constant) and node not in docstrings]
+    return {plain(node.value) for node in constants if isinstance(node.value, str)}
+
+
 @cache
-def said() -> tuple[str, ...]:
-    """Every text in the program, those between the values of an f-string one by one."""
-    texts = []
-    for path in [
-        ROOT / "run_robot.py",
-        *(p for d in ("robot", "tasks", "agent") for p in (ROOT / d).glob("*.py")),
-    ]:
-        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        texts += [
-            plain(node.value)
-            for node in nodes
-            if isinstance(node, ast.Constant) and isinstance(node.value, str)
-        ]
-    return tuple(texts)
+def said() -> frozenset[str]:
+    modules = [path for folder in ("robot", "tasks", "agent") for path in (ROOT / folder).glob("*.py")]
+    return frozenset().union(*map(texts, modules))
 
 
 def holds(phrase: str) -> bool:
