@@ -6,6 +6,7 @@ import io
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,12 @@ def options(*, fix: bool = False, reads: int = READS, **places: Path) -> Options
 
 def look(config: RigConfig, how: Options | None = None) -> dict[str, Result]:
     return {result.name: result for result in doctor.inspect(config, how or options())}
+
+
+def find(config: RigConfig, name: str, how: Options | None = None) -> Result:
+    """One result; what would come after it is not looked at."""
+    with closing(doctor.inspect(config, how or options())) as results:
+        return next(result for result in results if result.name == name)
 
 
 def printed(config: RigConfig, how: Options | None = None) -> tuple[bool, str]:
@@ -136,7 +143,7 @@ def test_what_is_no_serial_port_is_told_as_such(port: str) -> None:
 
 def test_a_missing_port_is_told_with_those_that_are_there(tmp_path: Path) -> None:
     (tmp_path / "usb-FTDI_1").touch()
-    result = look(bench("/dev/ttyNobody"), options(by_id=tmp_path))["port"]
+    result = find(bench("/dev/ttyNobody"), "port", options(by_id=tmp_path))
     assert result.fix.endswith(
         f"--set hw.bus.port={tmp_path}/usb-FTDI_1; plugged in are {tmp_path}/usb-FTDI_1"
     )
@@ -146,9 +153,9 @@ def test_a_name_that_a_replug_may_change_is_a_warning_with_the_stable_one(port: 
     stable = tmp_path / "usb-FTDI_USB__-__Serial_Converter_FT4NRU"
     stable.symlink_to(port)
     (tmp_path / "usb-other").symlink_to("/dev/null")
-    result = look(bench(port), options(by_id=tmp_path))["port"]
+    result = find(bench(port), "port", options(by_id=tmp_path))
     assert (result.status, result.fix.endswith(f"--set hw.bus.port={stable}")) == ("WARN", True)
-    assert look(bench(str(stable)), options(by_id=tmp_path))["port"].status == "OK"
+    assert find(bench(str(stable)), "port", options(by_id=tmp_path)).status == "OK"
 
 
 def test_a_port_without_permission_names_the_group_to_join_and_the_udev_rule(
@@ -156,7 +163,7 @@ def test_a_port_without_permission_names_the_group_to_join_and_the_udev_rule(
 ) -> None:
     monkeypatch.setattr(doctor.os, "access", lambda *_, **__: False)
     monkeypatch.setattr(Path, "group", lambda _: "dialout")
-    result = look(bench(port))["permission"]
+    result = find(bench(port), "permission")
     assert result.status == "FAIL"
     assert "sudo usermod -aG dialout $USER" in result.fix
     assert "| sudo tee /etc/udev/rules.d/" in result.fix
@@ -165,7 +172,7 @@ def test_a_port_without_permission_names_the_group_to_join_and_the_udev_rule(
 def test_nobody_is_told_to_join_root(monkeypatch: pytest.MonkeyPatch, port: str) -> None:
     monkeypatch.setattr(doctor.os, "access", lambda *_, **__: False)
     monkeypatch.setattr(Path, "group", lambda _: "root")
-    assert "usermod" not in look(bench(port))["permission"].fix
+    assert "usermod" not in find(bench(port), "permission").fix
 
 
 @pytest.mark.parametrize(
@@ -188,7 +195,7 @@ def test_latency_timer_of_the_adapter_is_shortened_or_told_with_the_rule_that_do
         monkeypatch.setattr(Path, "write_text", refuse)
     config = bench(port)
     config = config.model_copy(update={"bus": config.bus.model_copy(update={"timeout_ms": timeout})})
-    result = look(config, options(sysfs=tmp_path))["USB latency"]
+    result = find(config, "USB latency", options(sysfs=tmp_path))
     assert result.status == status
     assert ('ATTR{latency_timer}="1"' in result.fix) == (status != "OK")
     assert ("--set hw.bus.timeout_ms=18" in result.fix) == (status == "FAIL")
@@ -213,7 +220,7 @@ def test_programs_that_hold_the_port_are_found(tmp_path: Path) -> None:
 
 def test_silent_servo_is_named_with_its_place(port: str, plant: SimPlant) -> None:
     plant.servos[12].powered = False
-    result = look(bench(port))["servos"]
+    result = find(bench(port), "servos")
     assert result.status == "FAIL"
     assert result.detail == "servo 12 (finger 1, distal) silent at 1000000 baud, 9 of 10 answer"
     assert "cables" in result.fix
@@ -234,7 +241,7 @@ def test_the_servos_that_answer_are_examined_although_one_is_silent(port: str, p
 def test_wrong_baud_rate_is_found_by_asking_at_the_others(port: str, plant: SimPlant) -> None:
     for servo in plant.servos.values():
         servo.load(reg.BAUD_RATE, reg.BAUD_CODES[57_600])
-    result = look(bench(port))["servos"]
+    result = find(bench(port), "servos")
     assert result.status == "FAIL"
     assert result.detail.startswith(
         "all 10 servos silent at 1000000 baud; there are 10 at 57600, 11 at 57600"
@@ -248,7 +255,7 @@ def test_one_servo_as_it_comes_from_the_factory_is_found_and_told_how_to_get_its
     plant.servos[12].load(reg.BAUD_RATE, reg.BAUD_CODES[57_600])
     plant.servos[12].load(reg.ID, 1)
     plant.refresh()
-    result = look(bench(port))["servos"]
+    result = find(bench(port), "servos")
     assert "servo 12 (finger 1, distal) silent" in result.detail
     assert result.detail.endswith("9 of 10 answer; there are 1 at 57600")
     assert "motors --set-id" in result.fix
@@ -258,7 +265,7 @@ def test_two_servos_with_one_id_are_told(port: str, plant: SimPlant) -> None:
     plant.servos[11].load(reg.ID, 12)
     plant.refresh()
     plant.servos[12].load(reg.FIRMWARE_VERSION, 44)  # else even their answers to a ping are the same
-    result = look(bench(port))["servos"]
+    result = find(bench(port), "servos")
     assert result.detail == "answers of servo 12 (finger 1, distal) are garbled"
     assert "two servos have one id" in result.fix
 
@@ -268,7 +275,7 @@ def test_a_servo_that_nobody_expects_is_told(port: str, plant: SimPlant) -> None
     dclaw = config.dclaw.model_copy(update={"object_id": 60})
     plant.servos[50].load(reg.ID, 51)
     plant.refresh()
-    result = look(config.model_copy(update={"dclaw": dclaw}))["other servos"]
+    result = find(config.model_copy(update={"dclaw": dclaw}), "other servos")
     assert result.status == "WARN"
     assert result.detail == "on the bus but not in hw.dclaw: servo 51: XH430-W210, firmware 45"
 
@@ -285,7 +292,7 @@ def test_unpowered_chain_says_so_within_five_seconds(port: str, plant: SimPlant)
 
 def test_mixed_models_and_firmware_are_told_by_id(port: str, plant: SimPlant) -> None:
     plant.servos[12].load(reg.FIRMWARE_VERSION, 44)
-    detail = look(bench(port))["servos"].detail
+    detail = find(bench(port), "servos").detail
     assert detail.startswith("10 answer: XH430-W210, firmware 45 (10, 11, 20, 21")
     assert detail.endswith("firmware 44 (12)")
 
@@ -301,7 +308,7 @@ def test_a_servo_that_cannot_be_trusted_fails(
     port: str, plant: SimPlant, register: reg.Register, value: int, words: str
 ) -> None:
     plant.servos[30].load(register, value)
-    result = look(bench(port))["models"]
+    result = find(bench(port), "models")
     assert result.status == "FAIL"
     assert words in result.detail
 
@@ -311,7 +318,7 @@ def test_a_servo_that_cannot_be_trusted_fails(
 
 def test_hardware_error_is_told_in_words(port: str, plant: SimPlant) -> None:
     plant.servos[21].raise_hardware_error(0x20)
-    result = look(bench(port))["hardware errors"]
+    result = find(bench(port), "hardware errors")
     assert result.status == "FAIL"
     assert result.detail == "servo 21 (finger 2, middle): overload (0x20)"
 
@@ -331,7 +338,7 @@ def test_unhealthy_servo_is_noticed(
 ) -> None:
     set_up: dict[reg.Register, Callable[[float], None]] = {reg.PRESENT_TEMPERATURE: plant.servos[30].warm}
     set_up.get(register, lambda value: plant.servos[30].load(register, int(value)))(value)
-    result = look(bench(port))[name]
+    result = find(bench(port), name)
     assert result.status == status
     assert result.fix
 
@@ -352,19 +359,19 @@ def test_registers_that_differ_from_the_configuration_are_listed_for_all_servos_
 
 def test_fix_writes_what_differs_with_torque_off_and_says_so(port: str, plant: SimPlant) -> None:
     plant.servos[12].load(reg.TORQUE_ENABLE, 1)
-    result = look(bench(port), options(fix=True))["settings"]
+    result = find(bench(port), "settings", options(fix=True))
     assert result.status == "OK"
     assert result.detail.endswith("of 10 servos written (below); torque is off there")
     assert plant.servos[12].value(reg.TORQUE_ENABLE) == 0
     assert {servo.value(reg.RETURN_DELAY_TIME) for servo in plant.servos.values()} == {0}
-    again = look(bench(port))["settings"]
+    again = find(bench(port), "settings")
     assert (again.status, again.detail) == ("OK", "registers are as configured")
 
 
 def test_slow_cycles_are_measured_against_the_control_period(plant: SimPlant) -> None:
     with Emulator(EmulatorConfig(return_delay_us=0), plant, camera=False) as emulator:  # 3 ms a cycle
         config = bench(emulator.port).model_copy(update={"control_period": 0.004})
-        result = look(config)["cycle"]
+        result = find(config, "cycle")
     assert result.status == "FAIL"
     assert "USB latency" in result.fix
 
@@ -372,7 +379,7 @@ def test_slow_cycles_are_measured_against_the_control_period(plant: SimPlant) ->
 def test_firmware_without_fast_reads_is_a_warning() -> None:
     old = SimPlant(SimConfig(firmware=FirmwareConfig(version=44)))
     with Emulator(FAST, old, camera=False) as emulator:
-        result = look(bench(emulator.port))["cycle"]
+        result = find(bench(emulator.port), "cycle")
     assert result.status == "WARN"
     assert result.detail.endswith("plain reads")
     assert "firmware from 45 on" in result.fix
