@@ -52,7 +52,9 @@ T = TypeVar("T")
 
 _ID, _BODY, _ERROR, _DATA, _CRC = 4, 7, 8, 9, -2  # where they start in a status packet
 _POLL = 0.001  # s that a read blocks in the kernel before it looks at the clock again
-_WRITE_TIMEOUT = 0.05  # s; the kernel keeps 4096 bytes, so a port that does not take a packet at once is dead
+# s; the kernel keeps 4096 bytes, so a port that does not take a packet is dead. pyserial counts the time that
+# our process did not run, too: with 0.05 s a busy machine had healthy ports fail.
+_WRITE_TIMEOUT = 0.2
 _RETURN_DELAY = 508e-6  # s, the longest that register 9 can tell a servo to wait before it answers
 _FAST_OVERHEAD = 4  # bytes of each servo's part of a fast reply without data: error, id, checksum
 _PING_SLOT = 3e-3  # s that each id has to answer a broadcast ping, by the SDK's own window

@@ -48,7 +48,7 @@ def port(emulator: Emulator) -> str:
 
 
 def bench(port: str, source: str = "/dev/video-nobody") -> RigConfig:
-    bus = {"port": port, "timeout_ms": 10}
+    bus = {"port": port, "timeout_ms": 40}
     return RigConfig.model_validate({"kind": "real", "bus": bus, "camera": {"source": source}})
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from robot.bus import BusConfig
 from robot.rig import Rig, RigConfig, build
 from robot.settings import limit_ticks
 from robot.types import Fault
@@ -82,7 +83,10 @@ class Bench:
     """An emulated robot in a process of its own, with its control step; faults are told to it over HTTP."""
 
     def __init__(self) -> None:
-        config = RigConfig(kind="emulated", control_period=0.05)
+        bus = BusConfig(
+            timeout_ms=30
+        )  # on a busy machine the emulator, too, may have to wait for the processor
+        config = RigConfig(kind="emulated", control_period=0.05, bus=bus)
         self.rig: Rig = build(config, cameras=False)
         self.url = self.rig.config.camera.source.rpartition("/")[0]
         self.rig.resources.enter_context(self.rig.robot)
