@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from agent.train import Training
     from configs.document import Layer
     from configs.run import RunConfig
-    from robot.emulator import EmulatorSetup
     from robot.rig import Rig, RigConfig
     from robot.types import Image
     from tasks.env import RobotEnv
@@ -577,9 +576,11 @@ def command_emulate(args: argparse.Namespace) -> int:
 
     from configs.document import ConfigError
     from robot.emulator import emulate_forever
+    from robot.rig import emulator_setup
 
     args.hw = args.hw or "emulated"
-    setup = emulated(rig_settings(args), args.link)
+    config = rig_settings(args)
+    setup = emulator_setup(config, args.link or config.emulator.link)
     try:
         with suppress(KeyboardInterrupt):  # its usual end
             emulate_forever(setup, Console())
@@ -590,18 +591,6 @@ def command_emulate(args: argparse.Namespace) -> int:
             raise MissingPart(str(error)) from error
         raise ConfigError([f"--link, or hw.emulator.http_port: {error}; choose another one"]) from error
     return 0
-
-
-def emulated(config: RigConfig, link: str | None) -> EmulatorSetup:
-    """What the emulator must know of a rig."""
-    from robot.emulator import EmulatorSetup
-
-    return EmulatorSetup(
-        emulator=config.emulator.model_copy(update={"link": link or config.emulator.link}),
-        sim=config.sim,
-        servos=config.dclaw.joint_ids,
-        object_servo=config.dclaw.object_id,
-    )
 
 
 def command_list(args: argparse.Namespace) -> int:

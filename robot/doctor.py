@@ -26,7 +26,7 @@ from robot.dynamixel import DynamixelRobot
 from robot.motors import EVERYWHERE, Motor, Range, Tell, ask_each, listed, search
 from robot.registers import CYCLE, INDIRECT_ADDRESSES, Register, servo_name
 from robot.rig import RigConfig, build, emulate
-from robot.settings import Difference
+from robot.settings import Difference, ServoTable
 from robot.sim import SimPlant
 from robot.types import BusFault, CameraFault, Fault, Floats, PortLost, ServoSilent, ValveGeometry
 from robot.world import find_robel
@@ -385,8 +385,7 @@ class _Chain:
 
     def values(self, register: Register) -> dict[int, int]:
         """One register of all. Raises BusFault."""
-        column = self.bus.sync_read((register,), self.ids).values[:, 0]
-        return dict(zip(self.ids, column.tolist(), strict=True))
+        return ServoTable(self.bus).values(register, self.ids)
 
 
 def _servos(chain: _Chain) -> Iterator[Result]:

@@ -10,7 +10,6 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import wraps
-from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import numpy as np
@@ -20,11 +19,14 @@ from robot import registers as reg
 from robot.events import EventLog
 from robot.protocol import ALERT
 from robot.registers import (
+    CURABLE,
     CYCLE,
+    OVERLOAD,
     RAD_PER_S_PER_UNIT,
     RAD_PER_TICK,
     TICKS_PER_TURN,
     VOLT_PER_UNIT,
+    VOLTAGE_ERROR,
     servo_name,
 )
 from robot.safety import Clearance, SafetyFilter
@@ -64,7 +66,6 @@ LOAD_TICKS = 65  # 0.1 rad: further than this from its goal a joint is under way
 RETURN = 0.5  # rad/s at which joints come back that are found outside their limits
 RETURN_TIME = 4.0  # s for it: no finger can be 2 rad outside
 UNWIND = 100  # turns of the object after which they are forgotten; servos take goals within 256
-INPUT_VOLTAGE, OVERLOAD = 0x01, 0x20  # bits of register 70 that a restart clears for good reason
 RESTARTS = 3  # of one servo within RESTART_WINDOW: more often it does not overload by accident
 RESTART_WINDOW = 300.0  # s
 BOOT_LIMIT = 2.0  # s for a restarted servo to answer again; the manual says nothing, 0.2-0.5 is usual
@@ -162,11 +163,6 @@ class DynamixelRobot:
     def joints(self) -> int:
         """J, the number of commanded joints."""
         return len(self._joint_ids)
-
-    @property
-    def engaged(self) -> bool:
-        """Whether the fingers are under torque, as far as this program has ordered it."""
-        return self._engaged
 
     @_exclusive
     def read(self) -> RobotState:
@@ -338,12 +334,7 @@ class DynamixelRobot:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         try:
             self.relax()
         except BaseException:  # a second Ctrl-C, impatient with the first
@@ -373,12 +364,11 @@ class DynamixelRobot:
         self._settings.identify()
         # Servos may be set to answer reads only; then no write could ever be confirmed.
         self._bus.sync_write(reg.STATUS_RETURN_LEVEL, dict.fromkeys(self._ids, 2))
+        self._supply = self._settings.supply()
         self._clear_errors()
         self._unwind_object()
         self._settings.write_eeprom()
         self._settings.write_ram()
-        self._supply = self._settings.supply()
-        self._check_supply(self._table.values(reg.PRESENT_INPUT_VOLTAGE, self._ids))  # before any torque
         units = [self._settings.ampere_per_unit(servo) for servo in self._ids]
         self._calibration = Calibration(self._config, units)
         self._bus.gather(CYCLE, self._ids)
@@ -410,11 +400,10 @@ class DynamixelRobot:
         """Restarts servos that a restart can cure. Raises ServoAlert for the others, SupplyFault."""
         errors = self._table.values(reg.HARDWARE_ERROR_STATUS, self._ids)
         pending = {servo: bits for servo, bits in errors.items() if bits}
-        incurable = {servo: bits for servo, bits in pending.items() if bits & ~(OVERLOAD | INPUT_VOLTAGE)}
+        incurable = {servo: bits for servo, bits in pending.items() if bits & ~CURABLE}
         if incurable:
             raise self._alert(incurable)
-        if pending:
-            self._check_supply(self._table.values(reg.PRESENT_INPUT_VOLTAGE, self._ids))
+        self._check_supply(self._bus.sync_read((reg.PRESENT_INPUT_VOLTAGE,), self._ids).values[:, 0])
         for servo, bits in pending.items():
             self._restart(servo, bits)
 
@@ -493,7 +482,7 @@ class DynamixelRobot:
         errors = reading.values[:, ERROR]
         if errors.any() or (reading.alerts & ALERT).any():
             self._raise_errors(reading)
-        self._check_supply(dict(zip(self._ids, reading.values[:, VOLTAGE].tolist(), strict=True)))
+        self._check_supply(reading.values[:, VOLTAGE])
         tripped = self._servos(reading.values[:, WATCHDOG] == reg.WATCHDOG_TRIPPED)
         if tripped:
             raise WatchdogTripped(
@@ -516,7 +505,7 @@ class DynamixelRobot:
         """Alerts carry no cause; register 70 does, in the same reading."""
         alarmed = self._servos((reading.values[:, ERROR] != 0) | (reading.alerts & ALERT != 0))
         errors = {servo: int(reading.values[self._ids.index(servo), ERROR]) for servo in alarmed}
-        if {*errors.values()} == {INPUT_VOLTAGE}:
+        if {*errors.values()} == {VOLTAGE_ERROR}:
             volts = reading.values[:, VOLTAGE] * VOLT_PER_UNIT
             raise SupplyFault(
                 f"{', '.join(map(servo_name, alarmed))} report input voltage (0x01); now {volts.min():.1f} "
@@ -524,8 +513,8 @@ class DynamixelRobot:
             )
         raise self._alert(errors)
 
-    def _check_supply(self, units: Mapping[int, int]) -> None:
-        volts = np.array([units[servo] for servo in self._ids]) * VOLT_PER_UNIT
+    def _check_supply(self, units: Ticks) -> None:
+        volts = units * VOLT_PER_UNIT
         wrong = self._servos((volts < self._supply[:, 0] - 1e-6) | (volts > self._supply[:, 1] + 1e-6))
         if wrong:
             row = self._ids.index(wrong[0])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,15 +27,13 @@ class EventLog:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._pending: list[RigEvent] = []
-        self._counts: Counter[str] = Counter()
+        self._pending: deque[RigEvent] = deque()
         self._listeners: list[Callable[[RigEvent], None]] = []
 
     def emit(self, name: str, text: str, level: Level = "warning") -> None:
         """Keeps an event for the log and tells it to everybody who listens, in the caller's thread."""
         event = RigEvent(self._clock.now(), name, text, level)
         self._pending.append(event)
-        self._counts[name] += 1
         for listener in self._listeners:
             listener(event)
 
@@ -45,10 +43,4 @@ class EventLog:
 
     def drain(self) -> list[RigEvent]:
         """The events since the last call, oldest first."""
-        events, self._pending = self._pending, []
-        return events
-
-    @property
-    def counts(self) -> Mapping[str, int]:
-        """How often each name was told, since the start."""
-        return dict(self._counts)
+        return [self._pending.popleft() for _ in range(len(self._pending))]

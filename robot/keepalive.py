@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from types import TracebackType
-from typing import Self
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
-class KeepAlive:
-    """A thread that tends a robot now and then, from entering the context until leaving it."""
+@contextmanager
+def kept_alive(tend: Callable[[], None], interval: float) -> Iterator[None]:
+    """Within the context a thread tends a robot every interval (s).
 
-    def __init__(self, tend: Callable[[], None], interval: float) -> None:
-        """tend: quick, and harmless while the program itself speaks to the robot. interval: s."""
-        self._tend, self._interval = tend, interval
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="keep-alive", daemon=True)
+    tend: quick, and harmless while the program itself speaks to the robot.
+    """
+    over = threading.Event()
 
-    def _run(self) -> None:
-        while not self._stop.wait(self._interval):
-            self._tend()
+    def run() -> None:
+        while not over.wait(interval):
+            tend()
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
+    thread = threading.Thread(target=run, name="keep-alive", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

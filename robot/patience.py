@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from robot.events import Level
-from robot.registers import OVERLOAD, VOLTAGE_ERROR, servo_name
+from robot.registers import CURABLE, servo_name
 from robot.types import (
     BusFault,
     CameraFault,
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from robot.rig import Rig
 
 NOISE = 0.02  # rad between two looks, 13 ticks: what moves less is at rest, or creeps under its own weight
-CURABLE = OVERLOAD | VOLTAGE_ERROR  # bits of register 70 that a restart may clear
 
 
 class PatienceConfig(Config):

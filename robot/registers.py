@@ -322,6 +322,7 @@ HARDWARE_ERRORS = {
     0x20: "overload",
 }
 VOLTAGE_ERROR, OVERHEATING, ENCODER_ERROR, ELECTRICAL_SHOCK, OVERLOAD = HARDWARE_ERRORS
+CURABLE = OVERLOAD | VOLTAGE_ERROR  # what a restart may clear for good reason
 
 FINGER_SEGMENTS = ("proximal", "middle", "distal")
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
 from pydantic import Field
@@ -23,7 +22,7 @@ from robot.collision import FingerClearance
 from robot.dynamixel import DynamixelRobot
 from robot.emulator import EmulatorConfig, EmulatorSetup
 from robot.events import EventLog
-from robot.keepalive import KeepAlive
+from robot.keepalive import kept_alive
 from robot.patience import PatienceConfig
 from robot.settings import DynamixelConfig
 from robot.sim import SimConfig, SimPlant
@@ -120,18 +119,13 @@ class Rig:
         try:
             self.resources.enter_context(self.robot)
             if self.realtime:  # in simulation no time passes while the program computes
-                self.resources.enter_context(KeepAlive(self.robot.tend, self.config.dclaw.watchdog / 6))
+                self.resources.enter_context(kept_alive(self.robot.tend, self.config.dclaw.watchdog / 6))
         except BaseException:
             self.close()
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
@@ -150,18 +144,23 @@ def build(config: RigConfig, *, cameras: bool = True) -> Rig:
     return rig
 
 
-def emulate(config: RigConfig, resources: ExitStack, *, cameras: bool = True) -> RigConfig:
-    """Starts emulated hardware that lives as long as `resources`; the configuration that leads to it."""
-    # A name of its own, as by udev: an adapter that was pulled may come back as another /dev/pts/N.
-    link = config.emulator.link or Path(_temporary_folder(resources)) / "ttyDclaw"
-    setup = EmulatorSetup(
-        emulator=config.emulator.model_copy(update={"link": str(Path(link).absolute())}),
+def emulator_setup(config: RigConfig, link: str | None, *, camera: bool = True) -> EmulatorSetup:
+    """What the emulator must know of a rig to stand in for its hardware; link: where to find its port."""
+    return EmulatorSetup(
+        emulator=config.emulator.model_copy(update={"link": link}),
         sim=config.sim,
         servos=config.dclaw.joint_ids,
         object_servo=config.dclaw.object_id,
-        camera=cameras,
+        camera=camera,
     )
-    process = EmulatorProcess(setup)
+
+
+def emulate(config: RigConfig, resources: ExitStack, *, cameras: bool = True) -> RigConfig:
+    """Starts emulated hardware that lives as long as `resources`; the configuration that leads to it."""
+    # A name of its own, as by udev: an adapter that was pulled may come back as another /dev/pts/N.
+    folder = resources.enter_context(tempfile.TemporaryDirectory(prefix="dclaw-"))
+    link = config.emulator.link or Path(folder) / "ttyDclaw"
+    process = EmulatorProcess(emulator_setup(config, str(Path(link).absolute()), camera=cameras))
     resources.callback(process.close)
     found = {
         "source": process.ready["camera"],
@@ -174,10 +173,6 @@ def emulate(config: RigConfig, resources: ExitStack, *, cameras: bool = True) ->
     camera = CameraConfig.model_validate({**config.camera.model_dump(), **found})
     bus = config.bus.model_copy(update={"port": process.ready["port"]})
     return config.model_copy(update={"bus": bus, "camera": camera})
-
-
-def _temporary_folder(resources: ExitStack) -> str:
-    return resources.enter_context(tempfile.TemporaryDirectory(prefix="dclaw-"))
 
 
 def _build_simulated(config: RigConfig, *, cameras: bool) -> Rig:

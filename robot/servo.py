@@ -24,9 +24,6 @@ from robot.protocol import ErrorNumber, describe_refusal
 from robot.registers import MULTI_TURN_LIMIT, TABLE_SIZE, Register, ServoModel
 from robot.types import Config
 
-CURRENT_POSITION_MODE = reg.CURRENT_POSITION_MODE
-POSITION_TRAJECTORY = reg.POSITION_TRAJECTORY
-
 # What factory reset keeps, by its parameter (e-Manual, Protocol 2.0).
 FACTORY_RESETS = {0xFF: (), 0x01: (reg.ID,), 0x02: (reg.ID, reg.BAUD_RATE)}
 BACKUP_FIRMWARE = 45  # e-Manual, Protocol 2.0: control table backup

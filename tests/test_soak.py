@@ -58,11 +58,14 @@ def unattended(rig: Rig, folder: Path, seconds: float) -> tuple[list[EpisodeSumm
     )
     policy = RandomPolicy(9, np.random.default_rng(0))
     done: list[EpisodeSummary] = []
+    told: Counter[str] = Counter()
+    rig.events.listen(lambda event: told.update([event.name]))
     longest, start, index = 0.0, rig.clock.now(), 0
     while (began := rig.clock.now()) - start < seconds:
         index += 1
         actor.episode(policy, folder, index, explore=True, closed=done.append)
         longest = max(longest, rig.clock.now() - began)
+    print(f"events {dict(told)}")
     return done, longest
 
 
@@ -73,7 +76,7 @@ def judge(rig: Rig, folder: Path, done: list[EpisodeSummary], longest: float, se
     print(
         f"{seconds / HOUR:.2f} h, {len(done)} episodes, {steps} steps, at most {longest:.0f} s: {dict(ends)}"
     )
-    print(f"events {dict(rig.events.counts)}; {dict(rig.statistics())}")
+    print(dict(rig.statistics()))
     assert len(list(folder.glob("*.mcap"))) == len(done)
     assert not list(folder.glob("*.part"))
     for summary in done:
