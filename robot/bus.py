@@ -38,6 +38,7 @@ from robot.protocol import (
     crc16,
     describe_refusal,
     destuff,
+    stuff,
 )
 from robot.registers import (
     FINGER_SEGMENTS,
@@ -187,8 +188,15 @@ class _Packets(Protocol2PacketHandler):  # type: ignore[misc]  # the SDK is unty
         The SDK (4.1.0) stuffs a copy and sends the original: a goal of -131073 ticks, FF FF FD FF, would be
         taken for the start of a new packet.
         """
-        packet[:] = super().addStuffing(packet)
+        end = packet[5] + (packet[6] << 8) + _BODY + _CRC
+        body = stuff(bytes(packet[_BODY:end]))
+        length = len(body) - _CRC
+        packet[5:] = [length & 0xFF, length >> 8, *body, 0, 0]
         return packet
+
+    def updateCRC(self, crc_accum: int, data_blk_ptr: Sequence[int], data_blk_size: int) -> int:  # noqa: N802
+        """The same checksum in a fraction of the time: a cycle has 300 bytes."""
+        return crc16(bytes(data_blk_ptr[:data_blk_size]), crc_accum)
 
     def removeStuffing(self, packet: list[int]) -> list[int]:  # noqa: N802
         """The packet without stuffing, shortened.
@@ -553,7 +561,8 @@ class SerialBus:
         alerts = np.zeros(len(ids), np.uint8)
         for block, answers in collected if ids else ():
             statuses = [answers[servo] for servo in ids]
-            values[:, block.columns] = [block.layout.unpack(status.data) for status in statuses]
+            columns = slice(None) if block.columns == [*range(width)] else block.columns  # faster
+            values[:, columns] = [block.layout.unpack(status.data) for status in statuses]
             alerts |= np.array([status.error for status in statuses], np.uint8)
         return Reading(self._clock.now(), values, alerts)
 
