@@ -108,6 +108,11 @@ class Display:
         if total:
             self._show("pretraining", done, total, "  ".join(_learning(status)), own_bar=True)
 
+    def catching_up(self, status: Mapping[str, Any]) -> None:
+        """Shows updates that are still due after the last step."""
+        done, due = status.get("updates", 0), status.get("due", 0)
+        self._show("catching up", done, done + due, "  ".join(_learning(status)), own_bar=True)
+
     def evaluation(self, done: int, total: int) -> None:
         """Shows greedy episodes."""
         self._show("evaluating", done, total, "", own_bar=True)
@@ -159,4 +164,5 @@ def _learning(status: Mapping[str, Any]) -> list[str]:
     parts = [f"{LOSSES[name]} {value:.3g}" for name, value in chosen_losses(status).items()]
     medians = {name: ms for name, ms in update_times(status).items() if name.endswith("_p50_ms")}
     latest = list(medians.values())[-1:]  # of updates once there are any, of pretraining before
+    parts += [f"probe {status['probe']:.0f} deg"] if status.get("probe") is not None else []
     return parts + [f"{ms:.3g} ms/update" for ms in latest]

@@ -20,13 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from pydantic import TypeAdapter
 
 from agent.build import Agent, build_agent, prepare_process
 from agent.config import AgentConfig
-from agent.episodes import EpisodeError, read_episode
+from agent.episodes import EpisodeCorrupt, EpisodeError, read_episode
 from agent.files import DiskError
+from agent.latent import probe
 from agent.metrics import MetricsLog, Stopwatch
 from agent.replay import Batch, ReplayTooSmall, SequenceReplay
 from agent.report import strip
@@ -39,8 +41,23 @@ LOCK_PATIENCE = 60.0  # s for the learner of a killed actor to save and leave
 STRIP_WINDOWS = 64  # drawn for the reconstruction strip, of which the liveliest is shown
 
 
+ROLLBACKS = 3  # of one run: what diverges more often needs a person
+PROBE_WINDOWS = 400  # as many as the probe fits and tests its reading on
+PROBE_CHUNK = 50  # windows that are encoded at once
+PROBE_SPLIT = 0.75  # of the stored windows, oldest first: fitted on these, tested on the rest
+BLIND = 45.0  # degrees: a model that errs more does not see the object
+
+
 class TrainingDivergedError(RuntimeError):
     """A loss is no longer a number; the last checkpoint still is."""
+
+
+class TooLittleMemory(RuntimeError):
+    """The device has no room for an update."""
+
+
+class CheckpointMismatch(RuntimeError):
+    """The checkpoint is of an agent of another architecture."""
 
 
 @dataclass
@@ -53,6 +70,8 @@ class Counters:
     updates: int = 0
     version: int = 0  # of the weights published last
     free_steps: int | None = None  # steps that earned no update; fixed by the first one, see `Learner.due`
+    seeing: bool = False  # the probe has ended pretraining
+    rollbacks: int = 0  # to an earlier checkpoint, because a loss was no number
 
     @property
     def done(self) -> int:
@@ -66,6 +85,18 @@ def load_sections(run: RunDir) -> tuple[TrainConfig, AgentConfig, dict[str, Any]
     train = TrainConfig.model_validate(sections["train"])
     agent: AgentConfig = TypeAdapter(AgentConfig).validate_python(sections["agent"])
     return train, agent, json.loads((run.path / "spaces.json").read_text())
+
+
+# What a person can mend; the message says how.
+LEARNER_ERRORS = (
+    TrainingDivergedError,
+    TooLittleMemory,
+    CheckpointMismatch,
+    ReplayTooSmall,
+    EpisodeError,
+    DiskError,
+    RunError,
+)
 
 
 class Learner:
@@ -91,10 +122,13 @@ class Learner:
         self.rng = np.random.default_rng([config.seed, 1])
         self.counters = Counters()
         self.losses: dict[str, float] = {}
+        self.probed: float | None = None  # degrees by which the last probe erred
+        self.notes: list[str] = []  # for the person at the robot
         self.clock = Stopwatch(keep=1000)
         self.diverged = False
         self._saved = Counters()  # as of the newest checkpoint
         self._logged = 0  # updates by the last row of metrics
+        self._looked = 0  # updates by the last probe
 
     def ingest(self) -> int:
         """Takes in every episode that was closed since the last call; returns the steps gained.
@@ -110,14 +144,19 @@ class Learner:
     def _take(self, path: Path) -> int:
         """Puts one episode into the replay; returns its steps."""
         episode = read_episode(path, images="image" in self.agent.observations)
+        thing = episode.telemetry.get("object_position")
         if len(episode.actions):
-            self.replay.add_episode(
-                images=episode.images if "image" in self.agent.observations else None,
-                states=episode.states if "state" in self.agent.observations else None,
-                actions=episode.actions,
-                rewards=episode.rewards.astype(np.float32),
-                terminated=episode.terminated,
-            )
+            try:
+                self.replay.add_episode(
+                    images=episode.images if "image" in self.agent.observations else None,
+                    states=episode.states if "state" in self.agent.observations else None,
+                    actions=episode.actions,
+                    rewards=episode.rewards.astype(np.float32),
+                    terminated=episode.terminated,
+                    angles=None if thing is None else thing[:, 0],
+                )
+            except ValueError as error:  # images of another size, numbers that are none
+                raise EpisodeCorrupt(path, str(error), episode) from error
         return len(episode.actions)
 
     @property
@@ -127,7 +166,8 @@ class Learner:
             return "training"
         if self.counters.steps < self.config.random_steps:
             return "collecting"
-        return "pretraining" if self.counters.pretrained < self.config.pretrain_updates else "training"
+        enough = self.counters.seeing or self.counters.pretrained >= self.config.pretrain_updates
+        return "training" if enough else "pretraining"
 
     @property
     def due(self) -> int:
@@ -143,31 +183,95 @@ class Learner:
         return max(0, math.floor(earned * self.config.updates_per_step) - self.counters.updates)
 
     def pretrain(self, count: int) -> None:
-        """Does `count` model-only updates. Raises ReplayTooSmall, TrainingDivergedError."""
+        """Does `count` model-only updates, fewer after a roll-back.
+
+        Raises ReplayTooSmall, TrainingDivergedError, TooLittleMemory.
+        """
         for _ in range(count):
-            self._update("pretraining", self.agent.pretrain, self.agent.pretrain_batch_size)
+            if not self._update("pretraining", self.agent.pretrain, self.agent.pretrain_batch_size):
+                return
             self.counters.pretrained += 1
 
     def train(self, count: int) -> None:
-        """Does `count` updates of everything. Raises ReplayTooSmall, TrainingDivergedError."""
+        """Does `count` updates of everything, fewer after a roll-back. Raises what `pretrain` raises."""
         for _ in range(count):
-            self._update("update", self.agent.update, self.agent.batch_size)
+            if not self._update("update", self.agent.update, self.agent.batch_size):
+                return
             if self.counters.free_steps is None:
                 self.counters.free_steps = self.config.random_steps
             self.counters.updates += 1
 
-    def _update(self, kind: str, update: Callable[[Batch], dict[str, float]], batch_size: int) -> None:
+    def _update(self, kind: str, update: Callable[[Batch], dict[str, float]], batch_size: int) -> bool:
+        """One update; False when it spoiled the weights and those of the last checkpoint are back."""
         batch = self.replay.sample(batch_size, self.agent.window, self.rng)
-        with self.clock(kind):
-            self.losses = update(batch)
+        try:
+            with self.clock(kind):
+                self.losses = update(batch)
+        except torch.OutOfMemoryError as error:
+            raise TooLittleMemory(
+                f"the GPU has no room for an update of {batch_size} windows ({error}). Lower "
+                "--set agent.sac.batch_size and agent.model_batch, or choose --set agent.device=cpu."
+            ) from error
         bad = [name for name, value in self.losses.items() if not math.isfinite(value)]
         if bad:
-            self.diverged = True  # these weights must not become a checkpoint
+            self._roll_back(", ".join(bad))
+        return not bad
+
+    def _roll_back(self, bad: str) -> None:
+        """The weights of the last checkpoint, other random numbers, and the updates since then once more."""
+        self.diverged = True  # these weights must not become a checkpoint
+        what = f"{bad} is not a number after {self.counters.done} updates"
+        saved = self.run.load_checkpoint() if self.counters.rollbacks < ROLLBACKS else None
+        if saved is None:
             raise TrainingDivergedError(
-                f"{', '.join(bad)} is not a number after {self.counters.updates} updates. "
-                f"Go on from the last checkpoint with `--resume --run {self.run.path}`; if it comes again, "
-                f"start a new run with lower learning rates (`--set agent.sac.critic_lr=1e-4`)."
+                f"{what}, and {self.counters.rollbacks} times before. Start a new run with lower learning "
+                "rates (`--set agent.sac.critic_lr=1e-4`); the episodes of this one are kept."
             )
+        self.agent.load_state_dict(saved["agent"])
+        then = Counters(**saved["counters"])
+        for name in ("pretrained", "updates", "free_steps", "seeing"):
+            setattr(self.counters, name, getattr(then, name))
+        self.counters.rollbacks += 1
+        self.rng = np.random.default_rng([self.config.seed, 1, self.counters.rollbacks])
+        self._logged = self._looked = min(self._looked, self.counters.done)
+        self.diverged, self.losses = False, {}
+        self.notes.append(f"{what}: back to the checkpoint after {self.counters.done}.")
+        if self.counters.updates:
+            self.publish()
+
+    def look(self) -> float | None:
+        """Degrees by which a linear reading of the latents errs about the object's angle; 90 = blind.
+
+        Fitted on older windows, tested on newer ones; the model never learns from angles. Training's own
+        random numbers stay as they are. None where no angle is known or nothing is encoded.
+        """
+        if "image" not in self.agent.observations:
+            return None
+        aside = np.random.default_rng(self.config.seed)
+        latents, angles = [], []
+        for share, span in ((PROBE_SPLIT, (0.0, PROBE_SPLIT)), (1 - PROBE_SPLIT, (PROBE_SPLIT, 1.0))):
+            for _ in range(round(PROBE_WINDOWS * share) // PROBE_CHUNK):
+                batch = self.replay.sample(PROBE_CHUNK, self.agent.window, aside, span)
+                assert batch.angle is not None
+                latents.append(self.agent.represent(batch))
+                angles.append(batch.angle[:, -1].numpy())
+        angle = np.concatenate(angles)
+        return None if np.isnan(angle).any() else probe(np.concatenate(latents), angle)
+
+    def look_if_due(self) -> None:
+        """Probes the latents when the last time is `probe_every` updates ago; may end pretraining."""
+        if self.counters.done - self._looked < self.config.probe_every:
+            return
+        self._looked, self.probed = self.counters.done, self.look()
+        if self.probed is None:
+            return
+        gate = self.config.pretrain_until
+        if self.phase == "pretraining" and gate is not None and self.probed <= gate:
+            self.counters.seeing = True
+        if self.metrics is not None:
+            kind = "loss" if self.counters.updates else "pretraining"
+            step = self.counters.steps if self.counters.updates else self.counters.pretrained
+            self.metrics.write(step, {f"{kind}/probe_degrees": self.probed})
 
     def work(self, chunk: int) -> bool:
         """Takes in new episodes and does at most `chunk` updates; False when there was nothing to do.
@@ -181,6 +285,7 @@ class Learner:
             self.pretrain(min(chunk, self.config.pretrain_updates - self.counters.pretrained))
         else:
             self.train(min(chunk, self.due))
+        self.look_if_due()
         ready = self.phase == "training"
         if self.counters.done // self.config.publish_every > before // self.config.publish_every:
             self.log()
@@ -189,9 +294,19 @@ class Learner:
         if ready and self.counters.version == 0:
             self.publish()  # the actor waits for a first policy
         if pretraining and ready:
+            self._warn_if_blind()
             self.save()  # hours of work at the published size
         self.save_if_due()
-        return self.counters.done > before
+        return self.counters.done != before
+
+    def _warn_if_blind(self) -> None:
+        if self.probed is not None and self.probed > BLIND:
+            self.notes.append(
+                f"after {self.counters.pretrained} updates the model does not see the object: its latents "
+                f"tell the angle with an error of {self.probed:.0f} degrees (90 = not at all). Learning will "
+                "wander until they do; reconstruction.png shows what they hold. Give it more --set "
+                "train.pretrain_updates, or a quicker start by --set agent.model.initial_std=0.08."
+            )
 
     def log(self) -> None:
         """Writes new losses to the metrics: over control steps, or over model updates while pretraining."""
@@ -214,6 +329,9 @@ class Learner:
             "phase": self.phase,
             **vars(self.counters),
             **target,
+            "due": self.due,
+            "probe": self.probed,
+            "notes": self.notes,
             "losses": self.losses,
             "times": self.clock.row(),
         }
@@ -265,10 +383,17 @@ class Learner:
         """
         saved = self.run.load_checkpoint()
         if saved is not None:
-            self.agent.load_state_dict(saved["agent"])
+            try:
+                self.agent.load_state_dict(saved["agent"])
+            except (RuntimeError, KeyError, ValueError) as error:
+                first = str(error).strip().splitlines()[-1].strip()
+                raise CheckpointMismatch(
+                    f"the checkpoint of {self.run.path} is of an agent with other layers ({first}). Use the "
+                    "agent settings of its config.yaml, or begin a new run with --run ANOTHER_FOLDER."
+                ) from error
             self.rng.bit_generator.state = json.loads(saved["rng"])
             self.counters, self._saved = Counters(**saved["counters"]), Counters(**saved["counters"])
-            self._logged = self.counters.done
+            self._logged = self._looked = self.counters.done
             for path in self.run.episodes(after=0):  # the replay as it was; later episodes come by `ingest`
                 if RunDir.episode_index(path) <= self.counters.episodes:
                     self._take(path)
@@ -307,14 +432,14 @@ def serve(run: RunDir, actor_pid: int, *, lock_patience: float = LOCK_PATIENCE) 
         learner = Learner(run, metrics)
         with warnings.catch_warnings(record=True) as caught:
             learner.restore()
-        notes = [str(warning.message) for warning in caught]  # a damaged checkpoint: the actor shows it
+        learner.notes += [str(warning.message) for warning in caught]  # a damaged checkpoint
         while not run.stop_requested() and os.getppid() == actor_pid:
             idle = not learner.work(chunk=CHUNK)
-            run.beat("learner", **learner.status(), notes=notes)
+            run.beat("learner", **learner.status())
             if idle:
                 time.sleep(IDLE_SLEEP)
         learner.save()
-        run.beat("learner", **{**learner.status(), "phase": "stopped"}, notes=notes)
+        run.beat("learner", **{**learner.status(), "phase": "stopped"})
 
 
 @contextmanager
@@ -350,7 +475,7 @@ def main(argv: list[str] | None = None) -> int:
     os.nice(10)  # the control loop comes first
     try:
         serve(run, args.actor)
-    except (TrainingDivergedError, ReplayTooSmall, EpisodeError, DiskError, RunError) as error:
+    except LEARNER_ERRORS as error:
         print(error)  # the actor repeats the last line
         return 1
     return 0

@@ -27,6 +27,7 @@ class Batch:
     discount: Tensor  # (B, T) float32, 0 where the step ended in a true failure, else 1
     is_first: Tensor  # (B, T+1) bool: an episode starts here
     is_last: Tensor  # (B, T+1) bool: an episode ends here; its action leads nowhere
+    angle: Tensor | None = None  # (B, T+1) float32 rad, what a probe should find; nan where nobody knows
 
     def __len__(self) -> int:
         return len(self.action)
@@ -52,6 +53,7 @@ class Batch:
             discount=change(self.discount),
             is_first=change(self.is_first),
             is_last=change(self.is_last),
+            angle=None if self.angle is None else change(self.angle),
         )
 
 
@@ -78,6 +80,7 @@ class SequenceReplay:
         self._discount = np.ones(capacity, np.float32)
         self._is_first = np.zeros(capacity, np.bool_)
         self._is_last = np.zeros(capacity, np.bool_)
+        self._angle = np.full(capacity, np.nan, np.float32)
         self._head = 0  # where the next entry goes
         self._size = 0
         self._starts: dict[int, NDArray[np.int64]] = {}  # by window length; emptied when steps are added
@@ -92,19 +95,23 @@ class SequenceReplay:
         actions: NDArray[np.float32],
         rewards: NDArray[np.float32],
         terminated: bool,
+        angles: NDArray[np.float32] | None = None,
     ) -> None:
         """Appends an episode of L steps, over the oldest entries once the ring is full.
 
         images: (L+1, H, W, 3) uint8 or None. states: (L+1, N) or None. actions: (L, A). rewards: (L,).
         terminated: whether the last step was a true failure, which cuts the value; a time limit is not.
-        Raises ValueError when the lengths do not fit together or to the ring.
+        angles: (L+1,) rad, which no agent sees but a probe looks for. Raises ValueError when the lengths do
+        not fit together or to the ring, or when something is no number.
         """
         steps = len(actions)
         self._check(steps, images, states, rewards)
+        _require_finite(states=states, actions=actions, rewards=rewards)
         at = (self._head + np.arange(steps + 1)) % self.capacity
         self._put_observations(at, images, states)
         self._action[at[:-1]], self._action[at[-1]] = actions, 0.0
         self._reward[at[:-1]], self._reward[at[-1]] = rewards, 0.0
+        self._angle[at] = np.nan if angles is None else angles
         self._discount[at] = 1.0
         self._discount[at[-2]] = 0.0 if terminated else 1.0
         self._is_first[at], self._is_last[at] = False, False
@@ -113,14 +120,19 @@ class SequenceReplay:
         self._size = min(self._size + steps + 1, self.capacity)
         self._starts.clear()
 
-    def sample(self, batch: int, length: int, rng: np.random.Generator) -> Batch:
+    def sample(
+        self, batch: int, length: int, rng: np.random.Generator, span: tuple[float, float] = (0.0, 1.0)
+    ) -> Batch:
         """Draws `batch` windows of `length` steps, uniformly over their starts.
 
         The last step of a window is never the false one from an episode's end to the next one's start;
-        earlier steps may be, and is_first says where. Raises ReplayTooSmall.
+        earlier steps may be, and is_first says where. span: the share of all windows to draw from, oldest
+        first. Raises ReplayTooSmall.
         """
         starts = self._valid_starts(length)
-        begin = starts[rng.integers(len(starts), size=batch)]
+        low, high = (round(share * len(starts)) for share in span)
+        low = min(low, len(starts) - 1)
+        begin = starts[rng.integers(low, max(high, low + 1), size=batch)]
         at = (begin[:, None] + np.arange(length + 1)) % self.capacity  # (B, T+1)
         steps = at[:, :-1]
         return Batch(
@@ -131,6 +143,7 @@ class SequenceReplay:
             discount=torch.from_numpy(self._discount[steps]),
             is_first=torch.from_numpy(self._is_first[at]),
             is_last=torch.from_numpy(self._is_last[at]),
+            angle=torch.from_numpy(self._angle[at]),
         )
 
     def _valid_starts(self, length: int) -> NDArray[np.int64]:
@@ -169,6 +182,13 @@ class SequenceReplay:
             self._image[at] = images
         if self._state is not None and states is not None:
             self._state[at] = states
+
+
+def _require_finite(**values: NDArray[np.float32] | None) -> None:
+    for name, rows in values.items():
+        if rows is not None and not np.isfinite(rows).all():
+            step = int(np.argwhere(~np.isfinite(rows))[0][0])
+            raise ValueError(f"{name} of step {step} are no numbers: {rows[step]}")
 
 
 def _frames(path: Path | None, shape: tuple[int, ...]) -> NDArray[np.uint8]:

@@ -17,6 +17,11 @@ class TrainConfig(Config):
     )
     random_steps: int = Field(10_000, ge=1, description="uniformly random actions first")
     pretrain_updates: int = Field(100_000, ge=0, description="model-only updates before the first policy")
+    # The paper's schedule is a count alone. A latent that does not see the valve yet lets learning wander.
+    pretrain_until: float | None = Field(
+        None, gt=0, lt=90, description="degrees: pretraining ends early once the probe errs less"
+    )
+    probe_every: int = Field(500, ge=1, description="updates between two looks at what the latents know")
     updates_per_step: float = Field(1.0, gt=0, le=32, description="upper bound of updates per control step")
     replay_capacity: int = Field(100_000, ge=1000, description="control steps kept for training")
     evaluate_every: int = Field(10_000, ge=1, description="control steps between evaluations")
@@ -24,6 +29,9 @@ class TrainConfig(Config):
     final_episodes: int = Field(20, ge=1, description="greedy episodes at the end of the run")
     checkpoint_every: int = Field(5_000, ge=1, description="control steps between checkpoints")
     publish_every: int = Field(50, ge=1, description="updates between two publications of weights")
+    catch_up: float = Field(
+        600.0, ge=0, description="s for updates that are still due when the robot is done"
+    )
     # One is never much slower and sometimes ten times faster: where another program takes a core away, two
     # threads wait for each other at every layer (measured 1560 against 148 ms for one small SLAC update).
     learner_threads: int = Field(1, ge=1, description="CPU threads of the learner")

@@ -49,6 +49,10 @@ class LearnerLink(Protocol):
         """Called after each episode: lets the learner earn its updates, notices its death."""
         ...
 
+    def catch_up(self, display: Display, limit: float) -> None:
+        """Lets the learner do the updates that are still due, for `limit` s at most; the robot is at rest."""
+        ...
+
     def status(self) -> Mapping[str, Any]:
         """What `Learner.status` says, for the display and the summary."""
         ...
@@ -80,11 +84,15 @@ class LocalLearner:
         """Does every update that the new episode has earned."""
         learner = self.learner
         learner.ingest()
-        if learner.due:
+        while learner.due:  # more than once after a roll-back
             learner.train(learner.due)
             learner.publish()
             learner.log()
+        learner.look_if_due()
         learner.save_if_due()
+
+    def catch_up(self, display: Display, limit: float) -> None:
+        """Nothing: no update is ever owed."""
 
     def status(self) -> Mapping[str, Any]:
         """The learner's own."""
@@ -153,6 +161,19 @@ class RemoteLearner:
             f"Go on with the same command and `--resume --run {self.run.path}`."
         )
 
+    def catch_up(self, display: Display, limit: float) -> None:
+        """Waits while the learner works off what the last episodes have earned."""
+        deadline = time.monotonic() + limit
+        while time.monotonic() < deadline:
+            self.advance()
+            status = self.status()
+            due = status.get("due", 0)
+            if not (due or self.run.episodes(after=status.get("episodes", 0))):
+                return
+            display.catching_up(status)
+            time.sleep(POLL)
+        display.note(f"{self.status().get('due', 0)} updates are left undone: train.catch_up is {limit:g} s.")
+
     def status(self) -> Mapping[str, Any]:
         """What the learner last wrote of itself."""
         return self.run.last_beat("learner") or {}
@@ -214,7 +235,8 @@ class Training:
             try:
                 with self.display:
                     self._learn()
-                    self.actor.rest()  # saving may take longer than the servos' watchdog allows
+                    self.actor.rest()  # learning and saving take longer than the servos' watchdog allows
+                    self.link.catch_up(self.display, self.config.catch_up)
                     self.link.finish()
                     self.evaluate(self.config.final_episodes)
             except BaseException as error:
@@ -352,6 +374,8 @@ class Training:
         earned = self.steps - (status.get("free_steps") or self.config.random_steps)
         row |= {"updates_per_step": updates / earned} if earned > 0 else {}
         row |= {"model_updates": float(pretrained)} if (pretrained := status.get("pretrained")) else {}
+        row |= {"probe_degrees": status["probe"]} if status.get("probe") is not None else {}
+        row |= {"rollbacks": float(count)} if (count := status.get("rollbacks")) else {}
         return row | chosen_losses(status) | update_times(status)
 
 

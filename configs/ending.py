@@ -32,6 +32,8 @@ EXIT_CODES = {
     "agent.actor.TooManyFaultsError": 1,
     "agent.episodes.EpisodeError": 1,
     "agent.files.DiskError": 1,
+    "agent.learner.CheckpointMismatch": 1,
+    "agent.learner.TooLittleMemory": 1,
     "agent.learner.TrainingDivergedError": 1,
     "agent.replay.ReplayTooSmall": 1,
     "agent.train.LearnerDiedError": 1,

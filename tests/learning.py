@@ -57,18 +57,27 @@ def add_episode(
     images: bool = False,
     fault: str | None = None,
     reward: float = -1.0,
+    size: int = SIZE,
+    angles: bool = False,
 ) -> EpisodeSummary:
-    """A closed episode of random numbers in the run, which depend on its index alone."""
+    """A closed episode of random numbers in the run, which depend on its index alone.
+
+    size: of its images, px. angles: whether an object's angle is known.
+    """
     rng = np.random.default_rng(index)
+    turned = np.random.default_rng([index, 1])
+
+    def telemetry(time: float) -> dict[str, Any]:
+        return {"time": time} | ({"object_position": turned.uniform(-3, 3, 1)} if angles else {})
 
     def observation() -> dict[str, Any]:
         state = {"state": rng.normal(size=STATE).astype(np.float32)}
-        return state | ({"image": rng.integers(0, 256, (SIZE, SIZE, 3)).astype(np.uint8)} if images else {})
+        return state | ({"image": rng.integers(0, 256, (size, size, 3)).astype(np.uint8)} if images else {})
 
     with EpisodeWriter(run.path / "episodes" / f"{index:06d}.mcap", {"index": index}) as writer:
-        writer.begin(observation(), {"time": 0.0})
+        writer.begin(observation(), telemetry(0.0))
         for number in range(1, steps + 1):
-            info = {"success": False, "terms": {"distance": reward}, "telemetry": {"time": 0.1 * number}}
+            info = {"success": False, "terms": {"distance": reward}, "telemetry": telemetry(0.1 * number)}
             action = rng.uniform(-1, 1, ACTION).astype(np.float32)
             writer.step(observation(), action, reward * rng.random(), info)
         if fault:

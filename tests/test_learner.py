@@ -14,14 +14,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from agent.episodes import EpisodeCorrupt
-from agent.learner import Counters, Learner, TrainingDivergedError, locked, main, serve
+from agent.learner import (
+    CheckpointMismatch,
+    Counters,
+    Learner,
+    TooLittleMemory,
+    TrainingDivergedError,
+    locked,
+    main,
+    serve,
+)
 from agent.metrics import MetricsLog, read_metrics
-from agent.replay import ReplayTooSmall
+from agent.replay import Batch, ReplayTooSmall
 from agent.run_dir import RunBusy, RunDir
 from tests.learning import SAC, SLAC, add_episode, make_run, reconfigure, same
 
@@ -319,19 +329,162 @@ def test_weights_of_a_run_without_checkpoint_do_not_outrank_what_comes(run: RunD
 # --- divergence
 
 
-def test_a_loss_that_is_no_number_stops_and_leaves_the_last_checkpoint_good(run: RunDir) -> None:
+def poison(learner: Learner, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """The next updates spoil the weights and say so, as a real divergence does."""
+    real, left = learner.agent.update, iter(range(times))
+
+    def update(batch: Batch) -> dict[str, float]:
+        losses = real(batch)
+        if next(left, None) is None:
+            return losses
+        spoiled = learner.agent.state_dict()
+        for weights in spoiled["core"]["policy"].values():
+            weights.fill_(float("nan"))
+        learner.agent.load_state_dict(spoiled)
+        return losses | {"critic_loss": float("nan")}
+
+    monkeypatch.setattr(learner.agent, "update", update)
+
+
+def test_a_loss_that_is_no_number_leads_back_to_the_checkpoint(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = worked(Learner(filled(run, 2)))
+    learner.save()
+    rng = learner.rng.bit_generator.state
+    poison(learner, monkeypatch, times=1)
+    add_episode(run, 3)
+    learner.work(chunk=3)
+    assert learner.counters.updates == 4, "those of the checkpoint"
+    assert learner.rng.bit_generator.state != rng, "the same batches would diverge again"
+    assert "critic_loss is not a number after 4 updates" in learner.status()["notes"][0]
+    assert all(torch.isfinite(weights).all() for weights in published(run).values())
+    worked(learner)
+    assert (learner.counters.updates, learner.counters.steps) == (9, 15), "what was lost is made up for"
+    learner.save()
+    assert all(torch.isfinite(weights).all() for weights in published(run).values())
+
+
+def test_what_diverges_again_and_again_stops_and_leaves_the_checkpoint(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
     learner = worked(Learner(filled(run, 2)))
     learner.save()
     good, files = learner.agent.state_dict(), sorted((run.path / "checkpoints").iterdir())
-    add_episode(run, 3, steps=60, reward=np.nan)
-    with pytest.raises(TrainingDivergedError, match=r"critic_loss.*not a number.*--resume.*learning rates"):
-        worked(learner)
+    poison(learner, monkeypatch, times=100)
+    add_episode(run, 3)
+    for _ in range(3):
+        learner.work(chunk=3)
+    assert learner.counters.rollbacks == 3
+    with pytest.raises(TrainingDivergedError, match=r"critic_loss.*and 3 times before.*learning rates"):
+        learner.work(chunk=3)
     learner.save()
     assert sorted((run.path / "checkpoints").iterdir()) == files
-    assert all(torch.isfinite(weights).all() for weights in published(run).values())
     resumed = Learner(run)
     assert resumed.restore()
     assert same(resumed.agent.state_dict(), good)
+
+
+def test_a_divergence_before_the_first_checkpoint_stops(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = Learner(filled(run, 2))
+    poison(learner, monkeypatch, times=1)
+    with pytest.raises(TrainingDivergedError, match="0 times before"):
+        learner.work(chunk=3)
+
+
+def test_an_episode_with_what_is_no_number_is_named(run: RunDir) -> None:
+    add_episode(run, 1)
+    add_episode(run, 2, reward=np.nan)
+    learner = Learner(run)
+    with pytest.raises(EpisodeCorrupt, match=r"000002.mcap: rewards of step 0 are no numbers: nan.*mv "):
+        learner.ingest()
+    assert (len(learner.replay), learner.counters.steps) == (6, 5)
+
+
+def test_images_of_another_size_are_named(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", SLAC)
+    add_episode(run, 1, images=True, size=32)
+    with pytest.raises(EpisodeCorrupt, match=r"000001.mcap: images have shape \(6, 32, 32, 3\)"):
+        Learner(run).ingest()
+
+
+def test_a_checkpoint_of_other_layers_is_told(run: RunDir) -> None:
+    worked(Learner(filled(run, 2))).save()
+    sections = yaml.safe_load(run.config_text)
+    sections["agent"]["sac"]["hidden"] = [16]
+    (run.path / "config.yaml").write_text(yaml.safe_dump(sections))
+    with pytest.raises(CheckpointMismatch, match=r"other layers.*\[.*config.yaml"):
+        Learner(run).restore()
+
+
+def test_a_full_gpu_names_the_settings_to_lower(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = Learner(filled(run, 2))
+
+    def update(batch: Batch) -> dict[str, float]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(learner.agent, "update", update)
+    with pytest.raises(TooLittleMemory, match=r"4 windows.*batch_size"):
+        learner.work(chunk=1)
+
+
+# --- the probe
+
+
+def seen(path: Path, **train: Any) -> RunDir:
+    """A run with images and known angles, which have nothing to do with each other."""
+    return filled(make_run(path, SLAC, **train), 12, images=True, angles=True)
+
+
+def test_the_probe_is_logged_and_leaves_training_as_it_is(tmp_path: Path) -> None:
+    run = seen(tmp_path / "run", pretrain_updates=8, probe_every=4)
+    with MetricsLog(run.path) as metrics:
+        learner = Learner(run, metrics)
+        learner.work(chunk=3)
+        assert learner.probed is None
+        learner.work(chunk=1)
+        probed, before = learner.probed, state_of(learner)
+        assert probed is not None
+        assert learner.look() == probed
+        assert same(before, state_of(learner))
+        worked(learner)
+    rows = [row for row in read_metrics(run.path) if "pretraining/probe_degrees" in row]
+    assert [row["step"] for row in rows] == [4, 8]
+    assert rows[0]["pretraining/probe_degrees"] == probed
+    assert any("loss/probe_degrees" in row for row in read_metrics(run.path))
+    assert learner.status()["probe"] == learner.probed
+
+
+def test_a_model_that_sees_nothing_is_told(tmp_path: Path) -> None:
+    learner = Learner(seen(tmp_path / "run", probe_every=2))
+    learner.work(chunk=4)
+    assert learner.phase == "training"
+    assert learner.probed is not None
+    assert learner.probed > 45  # random pictures
+    assert "does not see the object" in learner.status()["notes"][0]
+
+
+def test_pretraining_ends_once_the_model_sees(tmp_path: Path) -> None:
+    run = seen(tmp_path / "run", pretrain_updates=1000, probe_every=4, pretrain_until=89.9)
+    learner = Learner(run)
+    looks = iter([95.0, 89.9])  # what probes say of random pictures is a matter of luck
+    learner.look = lambda: next(looks)  # type: ignore[method-assign]
+    learner.work(chunk=4)
+    assert learner.phase == "pretraining"
+    learner.work(chunk=4)
+    assert (learner.phase, learner.counters.pretrained) == ("training", 8)
+    learner.checkpoint()
+    resumed = Learner(run)
+    resumed.restore()
+    assert resumed.phase == "training"
+
+
+def test_without_known_angles_or_images_nothing_is_probed(tmp_path: Path) -> None:
+    for name, agent in (("state", SAC), ("images", SLAC)):
+        learner = Learner(filled(make_run(tmp_path / name, agent, probe_every=1), 3, images=True))
+        learner.work(chunk=2)
+        assert learner.look() is None
+        assert learner.probed is None
 
 
 # --- the process

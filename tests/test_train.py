@@ -225,6 +225,8 @@ class Silent:
 
     def advance(self) -> None: ...
 
+    def catch_up(self, display: Display, limit: float) -> None: ...
+
     def status(self) -> Mapping[str, Any]:
         return {}
 
