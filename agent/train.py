@@ -164,15 +164,13 @@ class RemoteLearner:
     def catch_up(self, display: Display, limit: float) -> None:
         """Waits while the learner works off what the last episodes have earned."""
         deadline = time.monotonic() + limit
-        while time.monotonic() < deadline:
+        while (status := self.status()).get("due") or self.run.episodes(after=status.get("episodes", 0)):
             self.advance()
-            status = self.status()
-            due = status.get("due", 0)
-            if not (due or self.run.episodes(after=status.get("episodes", 0))):
+            if time.monotonic() > deadline:
+                display.note(f"The last updates are left undone: train.catch_up is {limit:g} s.")
                 return
             display.catching_up(status)
             time.sleep(POLL)
-        display.note(f"{self.status().get('due', 0)} updates are left undone: train.catch_up is {limit:g} s.")
 
     def status(self) -> Mapping[str, Any]:
         """What the learner last wrote of itself."""

@@ -55,6 +55,39 @@ def test_windows_are_consecutive_entries_with_everything_of_the_same_step() -> N
     assert (np.diff(code[within], axis=1) == 1).all()
 
 
+def test_a_span_holds_the_oldest_or_the_newest_windows() -> None:
+    replay = filled(episodes=4, steps=6)
+    old = codes(replay.sample(100, 3, np.random.default_rng(0), (0.0, 0.75)))
+    new = codes(replay.sample(100, 3, np.random.default_rng(0), (0.75, 1.0)))
+    assert set(old[:, 0]) | set(new[:, 0]) <= {*codes(draw(replay))[:, 0]}
+    assert old[:, 0].max() < new[:, 0].min()
+    assert len(codes(filled(episodes=1, steps=3).sample(2, 3, np.random.default_rng(0), (0.75, 1.0)))) == 2
+
+
+def test_angles_come_with_their_steps_and_are_nan_where_nobody_knows() -> None:
+    replay = SequenceReplay(12, None, 1, 1)
+    for number in range(3):  # the third one overwrites the first
+        angles = np.arange(5, dtype=np.float32) + 10 * number if number != 1 else None
+        columns = (np.zeros((5, 1), np.float32), np.zeros((4, 1), np.float32), np.zeros(4, np.float32))
+        replay.add_episode(None, *columns, terminated=False, angles=angles)
+    batch = draw(replay, length=1)
+    assert batch.angle is not None
+    known = batch.angle[~batch.angle.isnan()].tolist()
+    assert set(known) <= {*range(3, 5), *range(20, 25)}
+    assert len(known) < batch.angle.numel()
+    kept = batch.select(torch.arange(200) < 3).angle
+    assert kept is not None
+    assert len(kept) == 3
+
+
+def test_what_is_no_number_is_refused_and_changes_nothing() -> None:
+    replay = filled()
+    columns = (np.zeros((3, *SHAPE), np.uint8), np.zeros((3, 2), np.float32))
+    with pytest.raises(ValueError, match=r"actions of step 1 are no numbers: \[inf\]"):
+        replay.add_episode(*columns, np.array([[0], [np.inf]], np.float32), np.zeros(2, np.float32), False)
+    assert len(replay) == 35
+
+
 def test_episode_of_l_steps_takes_l_plus_one_entries() -> None:
     assert len(filled(episodes=5, steps=6)) == 35
 

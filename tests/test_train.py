@@ -513,6 +513,20 @@ def test_a_learner_that_dies_while_the_actor_waits_for_its_first_policy_is_notic
     assert summary(run)["training"]["episodes"] == 2
 
 
+def test_the_learner_catches_up_before_the_run_ends(run: RunDir, env: Toy) -> None:
+    make_training(run, env, RemoteLearner(run)).execute()
+    assert summary(run)["rig"]["updates"] == 30 - 10
+
+
+def test_what_the_learner_cannot_catch_up_with_is_told(
+    run: RunDir, env: Toy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reconfigure(run, catch_up=0.0, updates_per_step=30.0)
+    make_training(run, env, RemoteLearner(run)).execute()
+    assert "updates are left undone: train.catch_up is 0 s" in capsys.readouterr().out
+    assert summary(run)["rig"]["updates"] < 30 * 20
+
+
 def test_an_interrupt_while_the_learner_pretrains_stops_it_in_order(
     run: RunDir, env: Toy, played: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
