@@ -18,6 +18,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How long the endurance tests last; by default they only show that they work."""
     group = parser.getgroup("endurance")
+    group.addoption("--learner-updates", type=int, default=3000, help="updates that memory is watched for")
     group.addoption("--kills", type=int, default=4, help="processes killed at random moments")
     group.addoption("--soak-hours", type=float, default=0.2, help="simulated hours with faults, accelerated")
     group.addoption(

@@ -429,7 +429,9 @@ def test_lens_cap_and_missing_calibration_are_warnings(port: str) -> None:
 
     thread = threading.Thread(target=show)
     thread.start()
-    results = look(bench(port, server.url + "/cam.mjpg"))
+    config = bench(port, server.url + "/cam.mjpg")
+    lenient = config.camera.model_copy(update={"fps": 5, "max_age": 2.0})  # a busy machine shows fewer
+    results = look(config.model_copy(update={"camera": lenient}))
     stop.set()
     thread.join()
     server.close()
