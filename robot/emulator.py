@@ -396,6 +396,15 @@ class Emulator:
             self._plant.advance_to(self._now())
 
     def _serve(self) -> None:
+        """A bug of ours must not look like dead servos: then the port vanishes."""
+        try:
+            self._serve_until_stopped()
+        except BaseException:
+            self._stop.set()
+            self._line.unplug()
+            raise
+
+    def _serve_until_stopped(self) -> None:
         tick = 0.0
         while not self._stop.is_set():
             self._meet_faults()

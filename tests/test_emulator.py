@@ -416,6 +416,25 @@ def test_link_leads_to_the_port_and_is_removed(tmp_path: Path) -> None:
     assert not link.is_symlink()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_bug_in_the_emulator_takes_the_port_away_instead_of_the_answers(
+    plant: SimPlant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = EmulatorConfig(link=str(tmp_path / "tty"))
+    with Emulator(config, plant, camera=False) as emulator:
+        assert Path(emulator.port).exists()
+
+        def fail(now: float) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(plant, "advance_to", fail)
+        deadline = time.monotonic() + 5
+        while Path(emulator.port).exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not Path(emulator.port).exists()
+        monkeypatch.undo()
+
+
 def test_a_speed_that_no_servo_speaks_is_refused() -> None:
     with pytest.raises(ValidationError, match="servos do not speak 123 baud, but 9600, 57600"):
         EmulatorConfig(baud=123)
