@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agent.config import SacStateConfig, SlacConfig
-from agent.policy import Policy, SlacPolicy, StatePolicy
+from agent.config import AgentConfig, SacPixelsConfig, SacStateConfig
+from agent.pixels import SacPixelsAgent
+from agent.policy import PixelsPolicy, Policy, SlacPolicy, StatePolicy
 from agent.replay import Batch
 from agent.sac import SacStateAgent
 from agent.slac import SlacAgent
@@ -65,7 +66,7 @@ class Agent(Protocol):
         ...
 
 
-def prepare_process(config: SacStateConfig | SlacConfig, threads: int) -> None:
+def prepare_process(config: AgentConfig, threads: int) -> None:
     """Makes this process learn as fast as it can; call it once, where a process that learns begins.
 
     Sets PyTorch's threads and exactness of products, and keeps freed memory. Two threads halve an update on
@@ -90,7 +91,7 @@ def keep_freed_memory() -> bool:
 
 
 def build_agent(
-    config: SacStateConfig | SlacConfig,
+    config: AgentConfig,
     *,
     image_shape: tuple[int, int, int] | None,
     state_size: int | None,
@@ -100,11 +101,13 @@ def build_agent(
     """The learner. image_shape: (H, W, 3). Raises ValueError when the observations it needs are missing."""
     if isinstance(config, SacStateConfig):
         return SacStateAgent(config, _needed(state_size, "state"), action_size, seed)
+    if isinstance(config, SacPixelsConfig):
+        return SacPixelsAgent(config, _needed(image_shape, "image"), action_size, seed)
     return SlacAgent(config, _needed(image_shape, "image"), action_size, seed)
 
 
 def build_policy(
-    config: SacStateConfig | SlacConfig,
+    config: AgentConfig,
     *,
     image_shape: tuple[int, int, int] | None,
     state_size: int | None,
@@ -114,6 +117,8 @@ def build_policy(
     """The actor, with fresh weights until load_weights. image_shape: (H, W, 3). Raises as build_agent."""
     if isinstance(config, SacStateConfig):
         return StatePolicy(config, _needed(state_size, "state"), action_size, seed)
+    if isinstance(config, SacPixelsConfig):
+        return PixelsPolicy(config, _needed(image_shape, "image"), action_size, seed)
     return SlacPolicy(config, _needed(image_shape, "image"), action_size, seed)
 
 

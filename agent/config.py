@@ -30,13 +30,30 @@ class SacConfig(Config):
     critic_updates: PositiveInt = 1  # critic steps per update; the actor always takes one
     critic_layer_norm: bool = False
     actor_layer_norm: bool = False
+    # REDQ and RLPD: 10 members, targets from 2, 20 critic updates; the actor then climbs the members' mean.
+    critic_members: PositiveInt = 2  # above 2 the actor climbs their mean, else their minimum
+    critic_subset: PositiveInt | None = None  # members drawn for each target's minimum; None = all
+
+    @model_validator(mode="after")
+    def _subset_is_part_of_members(self) -> Self:
+        if self.critic_subset is not None and self.critic_subset > self.critic_members:
+            raise ValueError(
+                f"critic_subset {self.critic_subset} is more than critic_members {self.critic_members}: "
+                "the target's critics are drawn from the members"
+            )
+        return self
 
 
-class LatentConfig(Config):
-    """The latent variable model of SLAC: sizes, likelihood and learning rate."""
+class EncoderConfig(Config):
+    """The image encoder: sizes."""
 
     base_depth: PositiveInt = 32  # channels of the first convolution; doubles with each one
     features: PositiveInt = 256  # encoder output per frame
+
+
+class LatentConfig(EncoderConfig):
+    """The latent variable model of SLAC: sizes, likelihood and learning rate."""
+
     z1: PositiveInt = 32
     z2: PositiveInt = 256
     hidden: PositiveInt = 256  # width of the two layers of every Gaussian head
@@ -65,15 +82,30 @@ class SacStateConfig(MachineConfig):
     sac: SacConfig = SacConfig()
 
 
-class SlacConfig(MachineConfig):
+class ImageConfig(MachineConfig):
+    """What every agent that learns from images has."""
+
+    sac: SacConfig = SacConfig()
+    model: EncoderConfig = EncoderConfig()
+    window: int = Field(8, ge=2)  # frames that the actor sees; a model sees one more
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the convolutions
+    # Off in the papers. DrQ: 4; it draws anew for each image, here a window's frames move alike.
+    random_shift: int = Field(0, ge=0)  # px, by which windows are moved at most before an update sees them
+
+
+class SacPixelsConfig(ImageConfig):
+    """Soft actor-critic from images, without a model of them: the critic trains the encoder."""
+
+    kind: Literal["sac_pixels"] = "sac_pixels"
+    window: int = Field(4, ge=2)  # frames that actor and critic see
+
+
+class SlacConfig(ImageConfig):
     """Stochastic latent actor-critic from images."""
 
     kind: Literal["slac"] = "slac"
-    sac: SacConfig = SacConfig()
     model: LatentConfig = LatentConfig()
-    window: int = Field(8, ge=2)  # frames that the actor sees; the model sees one more
     model_batch: PositiveInt = 32  # the first windows of each batch; the rest trains only actor and critics
-    precision: Literal["fp32", "bf16"] = "fp32"  # of the convolutions
 
     @model_validator(mode="after")
     def _model_batch_is_part_of_batch(self) -> Self:
@@ -85,4 +117,4 @@ class SlacConfig(MachineConfig):
         return self
 
 
-AgentConfig = Annotated[SacStateConfig | SlacConfig, Field(discriminator="kind")]
+AgentConfig = Annotated[SacStateConfig | SacPixelsConfig | SlacConfig, Field(discriminator="kind")]

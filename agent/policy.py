@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agent.config import SacStateConfig, SlacConfig
+from agent.config import ImageConfig, SacPixelsConfig, SacStateConfig, SlacConfig
 from agent.networks import Encoder, TanhGaussian, TanhGaussianPolicy
 
 Observation = Mapping[str, NDArray[Any]]
@@ -94,7 +95,7 @@ class StatePolicy:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What SlacPolicy remembers: the newest frames, their features, and the actions between them."""
+    """What an ImagePolicy remembers: the newest frames, their features, and the actions between them."""
 
     frames: Tensor  # (T, H, W, 3) uint8, oldest first
     features: Tensor  # (T, F)
@@ -102,25 +103,32 @@ class History:
     version: int  # of the weights that made the features
 
 
-class SlacPolicy:
-    """Acts from the newest T frames and the actions between them, encoding each frame once.
+class ImagePolicy(ABC):
+    """Acts from the newest T frames, encoding each once.
 
     Before an episode's first frame lie copies of it and zero actions, as in training.
     """
 
     def __init__(
-        self, config: SlacConfig, image_shape: tuple[int, int, int], action_size: int, seed: int
+        self,
+        config: ImageConfig,
+        image_shape: tuple[int, int, int],
+        action_size: int,
+        seed: int,
+        *,
+        observation_size: int,
     ) -> None:
         self._generator = torch.Generator().manual_seed(seed)
         self._window, self._action_size, self._version = config.window, action_size, 0
         self._encoder = slac_encoder(config, image_shape, self._generator)
+        sac = config.sac
         self._policy = TanhGaussianPolicy(
-            history_size(config.window, config.model.features, action_size),
-            action_size,
-            config.sac.hidden,
-            self._generator,
-            config.sac.actor_layer_norm,
+            observation_size, action_size, sac.hidden, self._generator, sac.actor_layer_norm
         )
+
+    @abstractmethod
+    def seen(self, history: History) -> Tensor:
+        """What the actor sees of it (O,)."""
 
     def initial(self) -> History | None:
         """None: no frame has been seen."""
@@ -133,13 +141,12 @@ class SlacPolicy:
         """Acts on observation["image"] (H, W, 3) uint8."""
         frame = torch.from_numpy(np.array(observation["image"], np.uint8))
         history = self._begin(frame) if carry is None else self._advance(carry, frame)
-        seen = torch.cat((history.features.flatten(), history.actions.flatten()))
-        action = choose(self._policy(seen[None]), explore, self._generator)
+        action = choose(self._policy(self.seen(history)[None]), explore, self._generator)
         actions = torch.cat((history.actions[1:], torch.from_numpy(action)[None]))
         return replace(history, actions=actions), action
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Takes over SlacAgent.policy_weights(); features of older weights are made anew when next used."""
+        """Takes over its agent's policy_weights(); features of older weights are made anew when next used."""
         self._encoder.load_state_dict(part_of(weights, "encoder"))
         self._policy.load_state_dict(part_of(weights, "policy"))
         self._version += 1
@@ -166,10 +173,38 @@ class SlacPolicy:
         return features
 
 
+class SlacPolicy(ImagePolicy):
+    """Acts from the newest T frames and the actions between them, with the actor that SlacAgent trains."""
+
+    def __init__(
+        self, config: SlacConfig, image_shape: tuple[int, int, int], action_size: int, seed: int
+    ) -> None:
+        size = history_size(config.window, config.model.features, action_size)
+        super().__init__(config, image_shape, action_size, seed, observation_size=size)
+
+    def seen(self, history: History) -> Tensor:
+        """Features and actions."""
+        return torch.cat((history.features.flatten(), history.actions.flatten()))
+
+
+class PixelsPolicy(ImagePolicy):
+    """Acts from the newest T frames alone, with the actor that SacPixelsAgent trains."""
+
+    def __init__(
+        self, config: SacPixelsConfig, image_shape: tuple[int, int, int], action_size: int, seed: int
+    ) -> None:
+        size = config.window * config.model.features
+        super().__init__(config, image_shape, action_size, seed, observation_size=size)
+
+    def seen(self, history: History) -> Tensor:
+        """Features."""
+        return history.features.flatten()
+
+
 def slac_encoder(
-    config: SlacConfig, image_shape: tuple[int, int, int], generator: torch.Generator
+    config: ImageConfig, image_shape: tuple[int, int, int], generator: torch.Generator
 ) -> Encoder:
-    """The encoder that learner and actor share."""
+    """SLAC's encoder at the config's size; learner and actor share it."""
     model = config.model
     return Encoder(image_shape, model.base_depth, model.features, generator, config.precision == "bf16")
 

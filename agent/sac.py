@@ -155,12 +155,13 @@ class FixedTemperature(nn.Module):
         return log_prob.new_zeros(())
 
 
-class TwinQ(nn.Module):
-    """The pessimistic pair of critics with slowly following target copies."""
+class EnsembleValue(nn.Module):
+    """A pessimistic ensemble of critics, with slowly following target copies."""
 
-    def __init__(self, online: EnsembleQ, polyak: float) -> None:
+    def __init__(self, online: EnsembleQ, polyak: float, subset: int | None = None) -> None:
         super().__init__()
         self.polyak = polyak
+        self.subset = subset
         self.online = online
         self.target = copy.deepcopy(online).requires_grad_(False)
 
@@ -172,19 +173,30 @@ class TwinQ(nn.Module):
     def next_value(
         self, state: Tensor, policy: TanhGaussian, alpha: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """min_i Qbar_i(s', a') - alpha log pi(a'), a' ~ pi  (B,)."""
+        """min_i Qbar_i(s', a') - alpha log pi(a'), a' ~ pi  (B,), i over all members or a drawn subset."""
         action, log_prob = policy.sample(generator)
-        q: Tensor = self.target(state, action).amin(0)
-        return q - alpha * log_prob
+        q: Tensor = self.target(state, action)
+        if self.subset is not None:
+            q = q[self.drawn(generator)]
+        return q.amin(0) - alpha * log_prob
+
+    def drawn(self, generator: torch.Generator) -> Tensor:
+        """`subset` different members (M,), one draw for the whole batch, as in REDQ."""
+        members = torch.randperm(self.online.members, generator=generator, device=generator.device)
+        return members[: self.subset]
 
     def estimates(self, state: Tensor, action: Tensor) -> Tensor:
-        """Both Q(s, a) (2, B)."""
+        """Each member's Q(s, a) (E, B)."""
         q: Tensor = self.online(state, action)
         return q
 
     def value_of(self, state: Tensor, action: Tensor) -> Tensor:
-        """The smaller Q(s, a) (B,)."""
-        return self.estimates(state, action).amin(0)
+        """The smaller Q(s, a) (B,) of a pair; the mean of more, as in REDQ and RLPD.
+
+        The minimum of many is too low: the more members, the further below the truth.
+        """
+        q = self.estimates(state, action)
+        return q.mean(0) if self.online.members > 2 else q.amin(0)
 
     @torch.no_grad()
     def track(self) -> None:
@@ -239,7 +251,7 @@ class SoftActorCritic:
     ) -> Metrics:
         """One step of everything on `step`, after critic-only steps on each of `further`."""
         for other in further:
-            self._update_critic(other, generator)
+            self.update_critic(other, generator)
         policy = self.policy(step.observation.detach())
         actor_loss = self.actor_loss(step, policy, generator)
         with torch.no_grad():
@@ -247,7 +259,7 @@ class SoftActorCritic:
         # All gradients come from the parameters before any of the steps, as in the published code.
         self._actor_optimiser.zero_grad()
         actor_loss.backward(inputs=self._actor_parameters)  # type: ignore[no-untyped-call]
-        metrics = self._update_critic(step, generator)
+        metrics = self.update_critic(step, generator)
         temperature_loss = self._update_temperature(log_prob)
         self._actor_optimiser.step()
         return metrics | {
@@ -257,7 +269,8 @@ class SoftActorCritic:
             "alpha": self.temperature.alpha,
         }
 
-    def _update_critic(self, step: Transition, generator: torch.Generator) -> Metrics:
+    def update_critic(self, step: Transition, generator: torch.Generator) -> Metrics:
+        """One step of the critics, of what they train, and of their slow copies."""
         target = self.critic_target(step, generator)
         loss, q = self.critic_loss(step, target)
         self._critic_optimiser.zero_grad()
@@ -304,23 +317,28 @@ def soft_actor_critic(
     action_size: int,
     generator: torch.Generator,
     device: torch.device,
+    trained_by_critic: Iterable[nn.Parameter] = (),
 ) -> SoftActorCritic:
     """The published composition: tanh-Gaussian policy, twin critics, automatic or fixed temperature.
 
     `generator` (CPU) draws the initial weights, so that they are the same on every device.
+    `trained_by_critic`: on that device already.
     """
     policy = TanhGaussianPolicy(
         observation_size, action_size, config.hidden, generator, config.actor_layer_norm
     )
-    critics = EnsembleQ(state_size, action_size, config.hidden, generator, config.critic_layer_norm)
+    layer_norm, members = config.critic_layer_norm, config.critic_members
+    critics = EnsembleQ(state_size, action_size, config.hidden, generator, layer_norm, members)
     target_entropy = -float(action_size) if config.target_entropy is None else config.target_entropy
     temperature = (
         AutomaticTemperature(config.initial_temperature, target_entropy)
         if config.temperature == "automatic"
         else FixedTemperature(config.initial_temperature)
     )
-    value = TwinQ(critics, config.polyak)
-    return SoftActorCritic(config, policy.to(device), value.to(device), temperature.to(device))
+    value = EnsembleValue(critics, config.polyak, config.critic_subset)
+    return SoftActorCritic(
+        config, policy.to(device), value.to(device), temperature.to(device), trained_by_critic
+    )
 
 
 def to_floats(metrics: Metrics) -> dict[str, float]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from agent.config import SlacConfig
 from agent.latent import Belief, LatentModel
+from agent.pixels import back_filled, newest_start, on_device, shifted
 from agent.policy import history_size, slac_encoder
 from agent.replay import Batch
 from agent.sac import Metrics, Transition, adam, policy_tensors, soft_actor_critic, to_floats
@@ -29,11 +30,9 @@ def history(features: Tensor, action: Tensor, is_first: Tensor) -> Tensor:
 
     Before the newest first flag lie copies of the first frame's features and zero actions.
     """
-    steps = torch.arange(features.shape[1], device=features.device)
-    start = torch.where(is_first, steps, 0).amax(1, keepdim=True)  # (B, 1)
-    source = torch.maximum(steps, start)[..., None].expand_as(features)
-    valid = (steps[:-1] >= start)[..., None]
-    return torch.cat((features.gather(1, source).flatten(1), (action * valid).flatten(1)), 1)
+    steps = torch.arange(action.shape[1], device=action.device)
+    valid = (steps >= newest_start(is_first))[..., None]
+    return torch.cat((back_filled(features, is_first).flatten(1), (action * valid).flatten(1)), 1)
 
 
 def last_transition(batch: Batch, features: Tensor, state: Tensor) -> Transition:
@@ -88,7 +87,7 @@ class SlacAgent:
 
     def update(self, batch: Batch) -> dict[str, float]:
         """One gradient step of model, critic, actor and temperature; returns losses and diagnostics."""
-        batch = self._on_device(batch)
+        batch = self._shifted(batch)
         modelled, rest = batch.split(self.config.model_batch)
         features, belief = self._infer(modelled, self.generator)
         step = last_transition(modelled, features, belief.state)
@@ -101,14 +100,14 @@ class SlacAgent:
 
     def pretrain(self, batch: Batch) -> dict[str, float]:
         """One gradient step of the model alone, on the first windows of the batch."""
-        modelled, _ = self._on_device(batch).split(self.config.model_batch)
+        modelled, _ = self._shifted(batch).split(self.config.model_batch)
         _, belief = self._infer(modelled, self.generator)
         return to_floats(self._descend_model(modelled, belief))
 
     def represent(self, batch: Batch) -> NDArray[np.float32]:
         """The last latent of each window (B, Z), for probes; leaves the training's randomness alone."""
         with torch.no_grad():
-            _, belief = self._infer(self._on_device(batch), self._aside())
+            _, belief = self._infer(on_device(batch, self.device), self._aside())
         result: NDArray[np.float32] = belief.state[:, -1].cpu().numpy()
         return result
 
@@ -120,7 +119,7 @@ class SlacAgent:
         frame's posterior and the true actions; "prior": imagined from nothing. Windows across the end of an
         episode are left out.
         """
-        batch, generator = self._on_device(batch), self._aside()
+        batch, generator = on_device(batch, self.device), self._aside()
         batch = batch.select(~batch.is_first[:, 1:].any(1)).split(STRIP_WINDOWS)[0]
         _, belief = self._infer(batch, generator)
         z1, z2 = self.model.dream_start(len(batch), generator)
@@ -156,12 +155,9 @@ class SlacAgent:
         self.core.load_state_dict(state["core"])
         self.generator.set_state(state["generator"].cpu())
 
-    def _on_device(self, batch: Batch) -> Batch:
-        if batch.image is None:
-            raise ValueError(
-                "This agent learns from 'image', but the batch has states only; store images too"
-            )
-        return batch.to(self.device)
+    def _shifted(self, batch: Batch) -> Batch:
+        """On the device; what the encoder sees is also what the decoder has to reconstruct."""
+        return shifted(on_device(batch, self.device), self.config.random_shift, self.generator)
 
     def _aside(self) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(0)

@@ -28,7 +28,7 @@ class RunConfig(BaseModel):
     train: TrainConfig = TrainConfig()
 
 
-ENCODER_STRIDE = 16  # px; SLAC's encoder halves images four times
+ENCODER_STRIDE = 16  # px; the encoder halves images four times
 
 
 def cross_checks(config: RunConfig) -> Iterator[Problem]:
@@ -37,7 +37,7 @@ def cross_checks(config: RunConfig) -> Iterator[Problem]:
     if config.agent.kind != "sac_state":
         yield from _images(config)
     random_steps = config.train.scaled().random_steps
-    if config.agent.kind == "slac" and config.agent.window >= random_steps:
+    if config.agent.kind != "sac_state" and config.agent.window >= random_steps:
         window = f"a window of {config.agent.window} steps"
         yield Problem(
             "agent.window", f"{window} does not fit into the {random_steps} random steps to begin with"
@@ -75,8 +75,9 @@ def _images(config: RunConfig) -> Iterator[Problem]:
     if task.image_size != (height, width):
         wanted = f"{task.image_size[1]}x{task.image_size[0]}"
         yield Problem("hw.camera.size", f"the camera delivers {width}x{height}, the task expects {wanted}")
-    if config.agent.kind == "slac" and (width % ENCODER_STRIDE or height % ENCODER_STRIDE):
-        yield Problem("hw.camera.size", f"SLAC needs multiples of {ENCODER_STRIDE} px, saw {width}x{height}")
+    if width % ENCODER_STRIDE or height % ENCODER_STRIDE:
+        multiples = f"multiples of {ENCODER_STRIDE} px"
+        yield Problem("hw.camera.size", f"the encoder needs {multiples}, saw {width}x{height}")
     fps = config.hw.emulator.fps if config.hw.kind == "emulated" else camera.fps
     if config.hw.kind != "sim" and 1 / fps + camera.delay > task.period:
         path = "hw.emulator.fps" if config.hw.kind == "emulated" else "hw.camera.fps"

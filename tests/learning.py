@@ -31,6 +31,12 @@ SLAC = {
     "sac": {"hidden": [8], "batch_size": 4},
     "model": {"base_depth": 2, "features": 8, "z1": 4, "z2": 8, "hidden": 8},
 }
+PIXELS = {
+    "kind": "sac_pixels",
+    "window": 3,
+    "sac": {"hidden": [8], "batch_size": 4},
+    "model": {"base_depth": 2, "features": 8},
+}
 TRAIN = {"steps": 100, "random_steps": 6, "pretrain_updates": 4, "replay_capacity": 1000, "publish_every": 5}
 
 

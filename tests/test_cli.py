@@ -257,7 +257,7 @@ def test_a_wrong_command_says_what_was_meant(command: str, words: list[str], cal
         ("--set task.success=.nan", "--set task.success=.nan: 'not a number' is not allowed as a setting"),
         ("--set task.success=1e400", "--set task.success=1e400: task.success: expected a finite number, saw the number inf"),
         ("--set task=3", "--set task=3: task: expected a section (`key: value` lines), saw the number 3"),
-        ("--set agent.kind=ppo", "--set agent.kind=ppo: agent.kind: expected one of 'sac_state' or 'slac', saw text 'ppo'"),
+        ("--set agent.kind=ppo", "--set agent.kind=ppo: agent.kind: expected one of 'sac_state', 'sac_pixels' or 'slac', saw text 'ppo'"),
         ("--set hw.bus.baud=12345", "--set hw.bus.baud=12345: hw.bus.baud: servos do not speak 12345 baud"),
         ("--set 'task.goal={kind: fixed'", "not valid YAML"),
         ("--set agent.device=warp", "agent.device: 'warp' fails"),

@@ -604,7 +604,7 @@ def test_every_value_of_the_bench_file_is_explained() -> None:
         (["task.period=0.04"], "task.period: this rig needs at least 0.05 s per step"),
         (["task.period=0.2"], "task.period: the servos stop after 0.3 s without a command (hw.dclaw.watchdog), so a step can take 0.15 s"),
         (["task.image_size=[32, 32]"], "hw.camera.size: the camera delivers 64x64, the task expects 32x32"),
-        (["task.image_size=[40, 40]", "hw.camera.size=[40, 40]"], "hw.camera.size: SLAC needs multiples of 16 px, saw 40x40"),
+        (["task.image_size=[40, 40]", "hw.camera.size=[40, 40]"], "hw.camera.size: the encoder needs multiples of 16 px, saw 40x40"),
         (["task.camera=side"], "task.camera: this rig has no camera 'side', only 'front'"),
         (["agent.window=100000"], "agent.window: a window of 100000 steps does not fit into the 10000 random steps to begin with"),
         (["hw.camera.fps=8"], "hw.camera.fps: no frame would be fresh enough: a step takes 0.1 s"),

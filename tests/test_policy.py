@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 
 from agent.build import build_agent, build_policy
-from agent.config import LatentConfig, SacConfig, SacStateConfig, SlacConfig
-from agent.policy import ConstantPolicy, RandomPolicy, SlacPolicy, StatePolicy
-from agent.replay import SequenceReplay
+from agent.config import EncoderConfig, LatentConfig, SacConfig, SacPixelsConfig, SacStateConfig, SlacConfig
+from agent.pixels import SacPixelsAgent
+from agent.policy import ConstantPolicy, ImagePolicy, PixelsPolicy, RandomPolicy, SlacPolicy, StatePolicy
+from agent.replay import Batch, SequenceReplay
 from agent.slac import SlacAgent, history
 
 SHAPE = (16, 16, 3)
@@ -20,6 +22,8 @@ SMALL = SlacConfig(
     model=LatentConfig(base_depth=2, features=12, z1=4, z2=6, hidden=16),
     model_batch=4,
 )
+
+PIXELS = SacPixelsConfig(sac=SMALL.sac, model=EncoderConfig(base_depth=2, features=12))
 
 
 def slac() -> tuple[SlacAgent, SlacPolicy]:
@@ -31,11 +35,24 @@ def slac() -> tuple[SlacAgent, SlacPolicy]:
     return agent, policy
 
 
+def pixels() -> tuple[SacPixelsAgent, PixelsPolicy]:
+    agent = build_agent(PIXELS, image_shape=SHAPE, state_size=None, action_size=2, seed=0)
+    policy = build_policy(PIXELS, image_shape=SHAPE, state_size=None, action_size=2, seed=1)
+    assert isinstance(agent, SacPixelsAgent)
+    assert isinstance(policy, PixelsPolicy)
+    policy.load_weights(agent.policy_weights())
+    return agent, policy
+
+
+Pair = Callable[[], tuple[SlacAgent | SacPixelsAgent, ImagePolicy]]
+both = pytest.mark.parametrize("pair", [slac, pixels], ids=["slac", "sac_pixels"])
+
+
 def frames(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, *SHAPE), dtype=np.uint8)
 
 
-def play(policy: SlacPolicy, images: np.ndarray, explore: bool = False) -> np.ndarray:
+def play(policy: ImagePolicy, images: np.ndarray, explore: bool = False) -> np.ndarray:
     carry, actions = policy.initial(), []
     for image in images:
         carry, action = policy.act(carry, {"image": image}, explore=explore)
@@ -43,8 +60,22 @@ def play(policy: SlacPolicy, images: np.ndarray, explore: bool = False) -> np.nd
     return np.array(actions)
 
 
-def test_policy_sees_when_acting_what_it_sees_when_training_from_the_first_frame_on() -> None:
-    agent, policy = slac()
+@torch.no_grad()
+def trained_actions(agent: SlacAgent | SacPixelsAgent, batch: Batch) -> np.ndarray:
+    """The greedy actions (B, A) at the last step of each window, as an update computes them."""
+    assert batch.image is not None
+    if isinstance(agent, SacPixelsAgent):
+        seen = agent.representation(batch).observation
+    else:
+        features = agent.model.encode(batch.image)
+        seen = history(features[:, :-1], batch.action[:, :-1], batch.is_first[:, :-1])
+    actions: np.ndarray = agent.core.policy(seen).mode.numpy()
+    return actions
+
+
+@both
+def test_policy_sees_when_acting_what_it_sees_when_training_from_the_first_frame_on(pair: Pair) -> None:
+    agent, policy = pair()
     previous, images = frames(10, seed=1), frames(14)
     actions = play(policy, images)
     replay = SequenceReplay(100, SHAPE, None, 2)
@@ -53,9 +84,7 @@ def test_policy_sees_when_acting_what_it_sees_when_training_from_the_first_frame
     replay.add_episode(images, None, actions[:-1], np.zeros(13, np.float32), False)
     batch = replay.sample(400, agent.window, np.random.default_rng(0))
     assert batch.image is not None
-    with torch.no_grad():
-        seen = history(agent.model.encode(batch.image)[:, :-1], batch.action[:, :-1], batch.is_first[:, :-1])
-        trained = agent.core.policy(seen).mode.numpy()
+    trained = trained_actions(agent, batch)
     now = batch.image[:, -2].permute(0, 2, 3, 1).numpy()
     checked = set()
     for row in range(len(batch)):
@@ -66,17 +95,19 @@ def test_policy_sees_when_acting_what_it_sees_when_training_from_the_first_frame
     assert checked == set(range(13))
 
 
-def test_policy_encodes_one_frame_per_step() -> None:
-    _, policy = slac()
+@both
+def test_policy_encodes_one_frame_per_step(pair: Pair) -> None:
+    _, policy = pair()
     sizes: list[int] = []
     policy._encoder.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
     play(policy, frames(5))
     assert sizes == [1] * 5
 
 
-def test_new_weights_within_an_episode_re_encode_what_is_remembered() -> None:
-    agent, policy = slac()
-    _, fresh = slac()
+@both
+def test_new_weights_within_an_episode_re_encode_what_is_remembered(pair: Pair) -> None:
+    agent, policy = pair()
+    _, fresh = pair()
     images = frames(12)
     carry, other = policy.initial(), fresh.initial()
     for image in images[:6]:
@@ -92,8 +123,9 @@ def test_new_weights_within_an_episode_re_encode_what_is_remembered() -> None:
     torch.testing.assert_close(carry.features, expected)
 
 
-def test_acting_does_not_change_the_carry_it_was_given() -> None:
-    _, policy = slac()
+@both
+def test_acting_does_not_change_the_carry_it_was_given(pair: Pair) -> None:
+    _, policy = pair()
     images = frames(3)
     carry, _ = policy.act(policy.initial(), {"image": images[0]}, explore=False)
     once = policy.act(carry, {"image": images[1]}, explore=False)[1]

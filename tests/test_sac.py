@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,11 +13,12 @@ from torch import Tensor, nn
 
 from agent.build import build_agent, build_policy
 from agent.config import SacConfig, SacStateConfig
-from agent.networks import TanhGaussian, TanhGaussianPolicy
+from agent.networks import EnsembleQ, TanhGaussian, TanhGaussianPolicy
 from agent.policy import Policy
 from agent.replay import Batch, SequenceReplay
 from agent.sac import (
     AutomaticTemperature,
+    EnsembleValue,
     FixedTemperature,
     SacStateAgent,
     SoftActorCritic,
@@ -94,6 +96,123 @@ def test_critic_target_and_losses_equal_an_independent_computation() -> None:
     action, log_prob = policy.sample(torch.Generator().manual_seed(6))
     q = numpy_q(online, step.state.numpy(), action.detach().numpy()).min(0)
     assert actor == pytest.approx(float(np.mean(alpha * log_prob.detach().numpy() - q)), rel=1e-4, abs=1e-5)
+
+
+def ensemble(members: int, subset: int | None = None) -> tuple[SoftActorCritic, EnsembleValue]:
+    """A core whose target critics differ from the online ones."""
+    learner = core(SMALL.model_copy(update={"critic_members": members, "critic_subset": subset}))
+    value = learner.value
+    assert isinstance(value, EnsembleValue)
+    with torch.no_grad():
+        for p in value.target.parameters():
+            p.add_(0.01)
+    return learner, value
+
+
+@pytest.mark.parametrize("members", [1, 2, 5])
+def test_without_a_subset_the_target_is_the_minimum_of_all_members_and_nothing_is_drawn(members: int) -> None:
+    learner, value = ensemble(members)
+    step, g = transition(), torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        policy = learner.policy(step.next_observation)
+    seen = value.next_value(step.next_state, policy, torch.tensor(0.3), g)
+    again = torch.Generator().manual_seed(5)
+    action, log_prob = policy.sample(again)
+    q = value.target(step.next_state, action)
+    assert q.shape == (members, 16)
+    assert torch.equal(seen, q.amin(0) - 0.3 * log_prob)
+    assert torch.equal(g.get_state(), again.get_state())
+
+
+def test_the_actor_climbs_the_minimum_of_two_and_the_mean_of_more() -> None:
+    step = transition()
+    for members, reduced in ((1, torch.amin), (2, torch.amin), (3, torch.mean), (10, torch.mean)):
+        _, value = ensemble(members)
+        q = value.estimates(step.state, step.action)
+        assert q.shape == (members, 16)
+        assert torch.equal(value.value_of(step.state, step.action), reduced(q, 0))
+
+
+class Pair(nn.Module):
+    """The published twin critics, written out: their minimum is both the target's value and the actor's."""
+
+    def __init__(self, online: EnsembleQ) -> None:
+        super().__init__()
+        self.online, self.target = online, copy.deepcopy(online)
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        return self.online.parameters(recurse)
+
+    def next_value(
+        self, state: Tensor, policy: TanhGaussian, alpha: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        action, log_prob = policy.sample(generator)
+        result: Tensor = self.target(state, action).amin(0) - alpha * log_prob
+        return result
+
+    def estimates(self, state: Tensor, action: Tensor) -> Tensor:
+        result: Tensor = self.online(state, action)
+        return result
+
+    def value_of(self, state: Tensor, action: Tensor) -> Tensor:
+        return self.estimates(state, action).amin(0)
+
+    @torch.no_grad()
+    def track(self) -> None:
+        torch._foreach_lerp_(list(self.target.parameters()), list(self.online.parameters()), SMALL.polyak)
+
+
+def test_two_critics_without_a_subset_are_the_published_pair_to_the_bit() -> None:
+    default, other = core(), core()
+    g = torch.Generator().manual_seed(0)
+    policy = TanhGaussianPolicy(4, 2, SMALL.hidden, g)
+    pair = SoftActorCritic(SMALL, policy, Pair(EnsembleQ(5, 2, SMALL.hidden, g)), other.temperature)
+    draws = [torch.Generator().manual_seed(1) for _ in range(2)]
+    for seed in range(5):
+        first, second = (
+            c.update(transition(seed=seed), d) for c, d in zip((default, pair), draws, strict=True)
+        )
+        assert first == second
+    ours, published = default.value.state_dict(), pair.value.state_dict()
+    assert ours.keys() == published.keys()
+    assert all(torch.equal(ours[name], published[name]) for name in ours)
+
+
+def test_a_subset_is_drawn_anew_of_different_members() -> None:
+    _, value = ensemble(10, subset=2)
+    g = torch.Generator().manual_seed(0)
+    drawn = [frozenset(value.drawn(g).tolist()) for _ in range(1000)]
+    assert {len(members) for members in drawn} == {2}
+    assert len(set(drawn)) == 45  # every pair of ten
+
+
+def test_the_target_is_the_minimum_of_the_drawn_members() -> None:
+    learner, value = ensemble(5, subset=2)
+    step, g = transition(), torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        policy = learner.policy(step.next_observation)
+    seen = value.next_value(step.next_state, policy, torch.tensor(0.3), g)
+    g = torch.Generator().manual_seed(5)
+    action, log_prob = policy.sample(g)
+    one, other = value.drawn(g).tolist()
+    q = value.target(step.next_state, action)
+    assert torch.equal(seen, torch.minimum(q[one], q[other]) - 0.3 * log_prob)
+    assert not torch.equal(seen, q.amin(0) - 0.3 * log_prob)
+
+
+def test_every_member_of_an_ensemble_learns_at_every_update() -> None:
+    learner, value = ensemble(6, subset=2)
+    before = [p.detach().clone() for p in value.online.parameters()]
+    learner.update(transition(), torch.Generator().manual_seed(0))
+    for old, new in zip(before, value.online.parameters(), strict=True):
+        moved = (old != new).flatten(1).any(1)
+        assert len(moved) == 6
+        assert moved.all()
+
+
+def test_a_subset_larger_than_the_ensemble_is_a_configuration_error() -> None:
+    with pytest.raises(ValueError, match="critic_subset 3 is more than critic_members 2"):
+        SacConfig(critic_subset=3)
 
 
 def test_failure_cuts_the_value_of_the_next_state() -> None:
@@ -280,7 +399,10 @@ def test_same_seed_and_batches_give_bit_identical_agents() -> None:
     assert not same(one, different)
 
 
-@pytest.mark.parametrize("config", [SMALL, SMALL.model_copy(update={"temperature": "fixed"})])
+ENSEMBLE = SMALL.model_copy(update={"critic_members": 5, "critic_subset": 2})
+
+
+@pytest.mark.parametrize("config", [SMALL, SMALL.model_copy(update={"temperature": "fixed"}), ENSEMBLE])
 def test_restored_agent_continues_bit_for_bit(config: SacConfig) -> None:
     agent, restored = state_agent(config), state_agent(config, seed=9)
     for n in range(3):
@@ -293,7 +415,13 @@ def test_restored_agent_continues_bit_for_bit(config: SacConfig) -> None:
 
 def test_options_compose() -> None:
     config = SMALL.model_copy(
-        update={"critic_updates": 2, "critic_layer_norm": True, "actor_layer_norm": True}
+        update={
+            "critic_updates": 2,
+            "critic_layer_norm": True,
+            "actor_layer_norm": True,
+            "critic_members": 5,
+            "critic_subset": 2,
+        }
     )
     agent = state_agent(config)
     assert agent.batch_size == 64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from agent.build import build_agent, keep_freed_memory
 from agent.config import LatentConfig, SacConfig, SlacConfig
+from agent.pixels import shifted
 from agent.replay import Batch, SequenceReplay
 from agent.slac import SlacAgent, history, last_transition
 
@@ -164,6 +166,24 @@ def test_model_step_does_not_leak_into_the_same_updates_actor_critic() -> None:
     a, b = still.update(batch), moving.update(batch)
     assert a["critic_loss"] == b["critic_loss"]
     assert a["actor_loss"] == b["actor_loss"]
+
+
+@pytest.mark.parametrize("learn", [SlacAgent.pretrain, SlacAgent.update])
+def test_shifted_images_are_both_what_is_seen_and_what_is_reconstructed(
+    learn: Callable[[SlacAgent, Batch], dict[str, float]],
+) -> None:
+    learner, plain = agent(SMALL.model_copy(update={"random_shift": 3})), agent()
+    for batch in batches(2):
+        moved = shifted(batch, 3, plain.generator)
+        assert learn(learner, batch) == learn(plain, moved)
+    assert same(learner, plain)
+
+
+def test_looking_shows_images_where_they_are() -> None:
+    batch = batches(1)[0]
+    learner, plain = agent(SMALL.model_copy(update={"random_shift": 3})), agent()
+    np.testing.assert_array_equal(learner.represent(batch), plain.represent(batch))
+    np.testing.assert_array_equal(learner.reconstruct(batch)["truth"], plain.reconstruct(batch)["truth"])
 
 
 def weights(learner: SlacAgent) -> dict[str, Tensor]:
