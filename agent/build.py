@@ -49,6 +49,10 @@ class Agent(Protocol):
         """What the critic sees at the end of each window (B, D), for probes."""
         ...
 
+    def features(self, batch: Batch) -> NDArray[np.float32]:
+        """What the encoder makes of each window's newest frame (B, F), for probes."""
+        ...
+
     def reconstruct(self, batch: Batch) -> dict[str, NDArray[np.uint8]]:
         """Image strips (n, T+1, H, W, 3) of truth and model by name; {} without a model."""
         ...

@@ -29,6 +29,7 @@ RATE_INTERVAL = 0.5  # s over which steps are counted, at least
 LOSSES = {
     "image_nll": "image",
     "kl": "kl",
+    "psnr": "psnr",
     "reward_nll": "reward",
     "critic_loss": "critic",
     "actor_loss": "actor",

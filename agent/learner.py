@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from agent.build import Agent, build_agent, prepare_process
@@ -239,39 +240,45 @@ class Learner:
         if self.counters.updates:
             self.publish()
 
-    def look(self) -> float | None:
-        """Degrees by which a linear reading of the latents errs about the object's angle; 90 = blind.
+    def look(self) -> dict[str, float]:
+        """Degrees by which linear readings err about the object's angle, by what is read; 90 = blind.
 
+        "latents" are what the critic sees, "features" what the encoder makes of the newest frame alone.
         Fitted on older windows, tested on newer ones; the model never learns from angles. Training's own
-        random numbers stay as they are. None where no angle is known or nothing is encoded.
+        random numbers stay as they are. Empty where no angle is known or nothing is encoded.
         """
         if "image" not in self.agent.observations:
-            return None
+            return {}
         aside = np.random.default_rng(self.config.seed)
-        latents, angles = [], []
+        read: dict[str, list[NDArray[np.float32]]] = {"latents": [], "features": []}
+        angles = []
         for share, span in ((PROBE_SPLIT, (0.0, PROBE_SPLIT)), (1 - PROBE_SPLIT, (PROBE_SPLIT, 1.0))):
             for _ in range(round(PROBE_WINDOWS * share) // PROBE_CHUNK):
                 batch = self.replay.sample(PROBE_CHUNK, self.agent.window, aside, span)
                 assert batch.angle is not None
-                latents.append(self.agent.represent(batch))
+                read["latents"].append(self.agent.represent(batch))
+                read["features"].append(self.agent.features(batch))
                 angles.append(batch.angle[:, -1].numpy())
         angle = np.concatenate(angles)
-        return None if np.isnan(angle).any() else probe(np.concatenate(latents), angle)
+        if np.isnan(angle).any():
+            return {}
+        return {name: probe(np.concatenate(rows), angle) for name, rows in read.items()}
 
     def look_if_due(self) -> None:
         """Probes the latents when the last time is `probe_every` updates ago; may end pretraining."""
         if self.counters.done - self._looked < self.config.probe_every:
             return
-        self._looked, self.probed = self.counters.done, self.look()
-        if self.probed is None:
+        self._looked, seen = self.counters.done, self.look()
+        if not seen:
             return
+        self.probed = seen["latents"]
         gate = self.config.pretrain_until
         if self.phase == "pretraining" and gate is not None and self.probed <= gate:
             self.counters.seeing = True
         if self.metrics is not None:
             kind = "loss" if self.counters.updates else "pretraining"
             step = self.counters.steps if self.counters.updates else self.counters.pretrained
-            self.metrics.write(step, {f"{kind}/probe_degrees": self.probed})
+            self.metrics.write(step, {f"{kind}/probe_{name}": error for name, error in seen.items()})
 
     def work(self, chunk: int) -> bool:
         """Takes in new episodes and does at most `chunk` updates; False when there was nothing to do.

@@ -137,6 +137,14 @@ class SacPixelsAgent:
         result: NDArray[np.float32] = seen.cpu().numpy()
         return result
 
+    @torch.no_grad()
+    def features(self, batch: Batch) -> NDArray[np.float32]:
+        """What the encoder makes of each window's newest frame (B, F), for probes."""
+        image = on_device(batch, self.device).image
+        assert image is not None
+        result: NDArray[np.float32] = self._encode(image[:, -1:])[:, 0].cpu().numpy()
+        return result
+
     def reconstruct(self, batch: Batch) -> dict[str, NDArray[np.uint8]]:
         """Nothing to see: features are not decoded."""
         return {}

@@ -259,11 +259,13 @@ class SoftActorCritic:
         # All gradients come from the parameters before any of the steps, as in the published code.
         self._actor_optimiser.zero_grad()
         actor_loss.backward(inputs=self._actor_parameters)  # type: ignore[no-untyped-call]
+        gradient = gradient_norm(self._actor_parameters)
         metrics = self.update_critic(step, generator)
         temperature_loss = self._update_temperature(log_prob)
         self._actor_optimiser.step()
         return metrics | {
             "actor_loss": actor_loss.detach(),
+            "actor_gradient": gradient,
             "temperature_loss": temperature_loss,
             "entropy": -log_prob.mean(),
             "alpha": self.temperature.alpha,
@@ -275,9 +277,15 @@ class SoftActorCritic:
         loss, q = self.critic_loss(step, target)
         self._critic_optimiser.zero_grad()
         loss.backward(inputs=self._critic_parameters)  # type: ignore[no-untyped-call]
+        gradient = gradient_norm(self._critic_parameters)
         self._critic_optimiser.step()
         self.value.track()
-        return {"critic_loss": loss.detach(), "q": q, "target_q": target.mean()}
+        return {
+            "critic_loss": loss.detach(),
+            "critic_gradient": gradient,
+            "q": q,
+            "target_q": target.mean(),
+        }
 
     def _update_temperature(self, log_prob: Tensor) -> Tensor:
         loss = self.temperature.loss(log_prob)
@@ -339,6 +347,12 @@ def soft_actor_critic(
     return SoftActorCritic(
         config, policy.to(device), value.to(device), temperature.to(device), trained_by_critic
     )
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """The Euclidean length of the gradient of all parameters that have one."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients)
 
 
 def to_floats(metrics: Metrics) -> dict[str, float]:
@@ -410,6 +424,10 @@ class SacStateAgent:
         """The last state of each window (B, N): what a probe of the latents is compared with."""
         result: NDArray[np.float32] = self.representation(batch).next_state.cpu().numpy()
         return result
+
+    def features(self, batch: Batch) -> NDArray[np.float32]:
+        """The same: nothing is encoded."""
+        return self.represent(batch)
 
     def reconstruct(self, batch: Batch) -> dict[str, NDArray[np.uint8]]:
         """Nothing to see."""

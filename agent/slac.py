@@ -7,6 +7,7 @@ from the model's gradient, which comes from the evidence lower bound alone.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,10 +18,19 @@ from torch import Tensor
 
 from agent.config import SlacConfig
 from agent.latent import Belief, LatentModel
+from agent.networks import LOG_2PI
 from agent.pixels import back_filled, newest_start, on_device, shifted
 from agent.policy import history_size, slac_encoder
 from agent.replay import Batch
-from agent.sac import Metrics, Transition, adam, policy_tensors, soft_actor_critic, to_floats
+from agent.sac import (
+    Metrics,
+    Transition,
+    adam,
+    gradient_norm,
+    policy_tensors,
+    soft_actor_critic,
+    to_floats,
+)
 
 STRIP_WINDOWS = 8
 
@@ -46,6 +56,13 @@ def last_transition(batch: Batch, features: Tensor, state: Tensor) -> Transition
         reward=batch.reward[:, -1],
         discount=batch.discount[:, -1],
     ).detach()
+
+
+def psnr(log_prob: Tensor, values: int, variance: float) -> Tensor:
+    """Peak signal-to-noise ratio (dB) of images in [0, 1], of whose `values` numbers that is log p (B,)."""
+    constant = 0.5 * values * (LOG_2PI + math.log(variance))
+    error = -2 * variance / values * (log_prob + constant)  # mean square
+    return -10 * error.mean().log10()
 
 
 class SlacAgent:
@@ -112,6 +129,14 @@ class SlacAgent:
         return result
 
     @torch.no_grad()
+    @torch.no_grad()
+    def features(self, batch: Batch) -> NDArray[np.float32]:
+        """What the encoder makes of each window's newest frame (B, F), for probes."""
+        image = on_device(batch, self.device).image
+        assert image is not None
+        result: NDArray[np.float32] = self.model.encode(image[:, -1:])[:, 0].cpu().numpy()
+        return result
+
     def reconstruct(self, batch: Batch) -> dict[str, NDArray[np.uint8]]:
         """What the model sees and imagines: up to 8 strips (n, T+1, H, W, 3) of each kind.
 
@@ -177,9 +202,13 @@ class SlacAgent:
         loss = evidence.loss
         self._model_optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        gradient = gradient_norm(self.model.parameters())
         self._model_optimiser.step()
+        assert batch.image is not None
         return {
             "model_loss": loss.detach(),
+            "model_gradient": gradient,
+            "psnr": psnr(evidence.image.detach(), batch.image[0].numel(), self.model.variance),
             "image_nll": -evidence.image.detach().mean(),
             "kl": evidence.kl.detach().mean(),
             "reward_nll": -evidence.reward.detach().mean(),

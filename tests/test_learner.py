@@ -445,13 +445,13 @@ def test_the_probe_is_logged_and_leaves_training_as_it_is(tmp_path: Path) -> Non
         learner.work(chunk=1)
         probed, before = learner.probed, state_of(learner)
         assert probed is not None
-        assert learner.look() == probed
+        assert learner.look()["latents"] == probed
         assert same(before, state_of(learner))
         worked(learner)
-    rows = [row for row in read_metrics(run.path) if "pretraining/probe_degrees" in row]
+    rows = [row for row in read_metrics(run.path) if "pretraining/probe_latents" in row]
     assert [row["step"] for row in rows] == [4, 8]
-    assert rows[0]["pretraining/probe_degrees"] == probed
-    assert any("loss/probe_degrees" in row for row in read_metrics(run.path))
+    assert rows[0]["pretraining/probe_latents"] == probed
+    assert any({"loss/probe_latents", "loss/probe_features"} <= row.keys() for row in read_metrics(run.path))
     assert learner.status()["probe"] == learner.probed
 
 
@@ -468,7 +468,7 @@ def test_pretraining_ends_once_the_model_sees(tmp_path: Path) -> None:
     run = seen(tmp_path / "run", pretrain_updates=1000, probe_every=4, pretrain_until=89.9)
     learner = Learner(run)
     looks = iter([95.0, 89.9])  # what probes say of random pictures is a matter of luck
-    learner.look = lambda: next(looks)  # type: ignore[method-assign]
+    learner.look = lambda: {"latents": next(looks)}  # type: ignore[method-assign]
     learner.work(chunk=4)
     assert learner.phase == "pretraining"
     learner.work(chunk=4)
@@ -483,7 +483,7 @@ def test_without_known_angles_or_images_nothing_is_probed(tmp_path: Path) -> Non
     for name, agent in (("state", SAC), ("images", SLAC)):
         learner = Learner(filled(make_run(tmp_path / name, agent, probe_every=1), 3, images=True))
         learner.work(chunk=2)
-        assert learner.look() is None
+        assert learner.look() == {}
         assert learner.probed is None
 
 

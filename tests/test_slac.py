@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -14,7 +15,7 @@ from agent.build import build_agent, keep_freed_memory
 from agent.config import LatentConfig, SacConfig, SlacConfig
 from agent.pixels import shifted
 from agent.replay import Batch, SequenceReplay
-from agent.slac import SlacAgent, history, last_transition
+from agent.slac import SlacAgent, history, last_transition, psnr
 
 SHAPE = (16, 16, 3)
 A, T = 2, 8
@@ -146,7 +147,7 @@ def test_pretraining_moves_the_model_alone() -> None:
     before = {name: w.clone() for name, w in learner.core.policy.state_dict().items()}
     weight = learner.model.encoder.last.weight.detach().clone()
     metrics = learner.pretrain(batch)
-    assert set(metrics) == {"model_loss", "image_nll", "kl", "reward_nll"}
+    assert set(metrics) == {"model_loss", "model_gradient", "psnr", "image_nll", "kl", "reward_nll"}
     assert not torch.equal(learner.model.encoder.last.weight, weight)
     assert all(torch.equal(w, before[name]) for name, w in learner.core.policy.state_dict().items())
 
@@ -266,6 +267,37 @@ def test_bfloat16_convolutions_give_nearly_the_same_losses() -> None:
     rough = agent(SMALL.model_copy(update={"precision": "bf16"})).update(batch)
     for name in ("model_loss", "kl", "critic_loss", "actor_loss"):
         assert rough[name] == pytest.approx(exact[name], rel=0.05, abs=0.05)
+
+
+def test_psnr_is_that_of_the_pictures() -> None:
+    learner = agent()
+    image = torch.full((2, 4, 3, 16, 16), 128, dtype=torch.uint8)
+    state = torch.zeros(2, 4, sum(learner.model.sizes))
+    with torch.no_grad():
+        error = (learner.model.decoder(state.flatten(0, 1)) - 128 / 255).square().mean()
+        told = psnr(
+            learner.model.image_log_prob(image, state).sum(1), image[0].numel(), learner.model.variance
+        )
+    assert told.item() == pytest.approx(-10 * math.log10(error.item()), abs=1e-3)
+
+
+def test_losses_come_with_the_length_of_their_gradients() -> None:
+    learner, (batch,) = agent(), batches(1)
+    losses = learner.update(batch)
+    lengths = [
+        torch.cat([p.grad.flatten() for p in part.parameters() if p.grad is not None]).norm().item()
+        for part in (learner.model, learner.core.value, learner.core.policy)
+    ]
+    names = ("model_gradient", "critic_gradient", "actor_gradient")
+    assert [losses[name] for name in names] == pytest.approx(lengths, rel=1e-5)
+
+
+def test_features_are_what_the_encoder_makes_of_the_newest_frame() -> None:
+    learner, (batch,) = agent(), batches(1)
+    assert batch.image is not None
+    with torch.no_grad():
+        newest = learner.model.encoder(batch.image[:, -1])
+    np.testing.assert_allclose(learner.features(batch), newest.numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_further_critic_updates_reuse_the_encoded_batch() -> None:
