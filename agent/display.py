@@ -27,7 +27,6 @@ RECENT = 20  # episodes in the running success rate
 RATE_INTERVAL = 0.5  # s over which steps are counted, at least
 # The losses that tell whether learning goes well, in the order of the display, with their short names.
 LOSSES = {
-    "image_nll": "image",
     "kl": "kl",
     "psnr": "psnr",
     "reward_nll": "reward",

@@ -118,7 +118,7 @@ def test_a_run_with_a_model_pretrains_and_draws_it(
     assert (run.path / "reconstruction.png").exists()
     rig = summary(run)["rig"]
     assert (rig["model_updates"], rig["updates"]) == (4, 20)
-    assert {"image_nll", "kl", "reward_nll", "critic_loss"} <= rig.keys()
+    assert {"psnr", "kl", "reward_nll", "critic_loss"} <= rig.keys()
     shown = capsys.readouterr().out
     assert "pretraining 4/4" in shown
     assert "ms/update" in shown
