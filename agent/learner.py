@@ -349,11 +349,12 @@ class Learner:
         self.run.publish_weights(self.agent.policy_weights(), self.counters.version)
 
     def save_if_due(self) -> None:
-        """Saves a checkpoint when the last one is `checkpoint_every` steps or updates old."""
+        """Saves a checkpoint, and draws, when the last one is `checkpoint_every` steps or updates old."""
         steps = self.counters.steps - self._saved.steps
         updates = self.counters.done - self._saved.done
         if max(steps, updates) >= self.config.checkpoint_every:
             self.checkpoint()
+            self.illustrate()
 
     def save(self) -> None:
         """Publishes what was learned, saves a checkpoint and draws what the model sees.
