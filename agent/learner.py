@@ -40,8 +40,6 @@ CHUNK = 10  # updates between two looks at the run directory: at most a few seco
 IDLE_SLEEP = 0.1  # s; episodes take seconds
 LOCK_PATIENCE = 60.0  # s for the learner of a killed actor to save and leave
 STRIP_WINDOWS = 64  # drawn for the reconstruction strip, of which the liveliest is shown
-
-
 ROLLBACKS = 3  # of one run: what diverges more often needs a person
 PROBE_WINDOWS = 400  # as many as the probe fits and tests its reading on
 PROBE_CHUNK = 50  # windows that are encoded at once

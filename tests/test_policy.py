@@ -9,10 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from agent.build import build_agent, build_policy
+from agent.build import Agent, build_agent, build_policy
 from agent.config import EncoderConfig, LatentConfig, SacConfig, SacPixelsConfig, SacStateConfig, SlacConfig
 from agent.pixels import SacPixelsAgent
-from agent.policy import ConstantPolicy, ImagePolicy, PixelsPolicy, RandomPolicy, SlacPolicy, StatePolicy
+from agent.policy import (
+    ConstantPolicy,
+    ImagePolicy,
+    PixelsPolicy,
+    Policy,
+    RandomPolicy,
+    SlacPolicy,
+    StatePolicy,
+)
 from agent.replay import Batch, SequenceReplay
 from agent.slac import SlacAgent, history
 
@@ -26,21 +34,25 @@ SMALL = SlacConfig(
 PIXELS = SacPixelsConfig(sac=SMALL.sac, model=EncoderConfig(base_depth=2, features=12))
 
 
-def slac() -> tuple[SlacAgent, SlacPolicy]:
-    agent = build_agent(SMALL, image_shape=SHAPE, state_size=None, action_size=2, seed=0)
-    policy = build_policy(SMALL, image_shape=SHAPE, state_size=None, action_size=2, seed=1)
-    assert isinstance(agent, SlacAgent)
-    assert isinstance(policy, SlacPolicy)
+def built(config: SlacConfig | SacPixelsConfig) -> tuple[Agent, Policy]:
+    """An agent, and a policy of another seed that has its weights."""
+    agent = build_agent(config, image_shape=SHAPE, state_size=None, action_size=2, seed=0)
+    policy = build_policy(config, image_shape=SHAPE, state_size=None, action_size=2, seed=1)
     policy.load_weights(agent.policy_weights())
     return agent, policy
 
 
+def slac() -> tuple[SlacAgent, SlacPolicy]:
+    agent, policy = built(SMALL)
+    assert isinstance(agent, SlacAgent)
+    assert isinstance(policy, SlacPolicy)
+    return agent, policy
+
+
 def pixels() -> tuple[SacPixelsAgent, PixelsPolicy]:
-    agent = build_agent(PIXELS, image_shape=SHAPE, state_size=None, action_size=2, seed=0)
-    policy = build_policy(PIXELS, image_shape=SHAPE, state_size=None, action_size=2, seed=1)
+    agent, policy = built(PIXELS)
     assert isinstance(agent, SacPixelsAgent)
     assert isinstance(policy, PixelsPolicy)
-    policy.load_weights(agent.policy_weights())
     return agent, policy
 
 
