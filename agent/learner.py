@@ -217,7 +217,10 @@ class Learner:
         return not bad
 
     def _roll_back(self, bad: str) -> None:
-        """The weights of the last checkpoint, other random numbers, and the updates since then once more."""
+        """The weights of the last checkpoint, and the updates since then once more, on other batches.
+
+        The stream of random numbers goes on: from the checkpoint's own the same batches would diverge again.
+        """
         self.diverged = True  # these weights must not become a checkpoint
         what = f"{bad} is not a number after {self.counters.done} updates"
         saved = self.run.load_checkpoint() if self.counters.rollbacks < ROLLBACKS else None
@@ -231,7 +234,6 @@ class Learner:
         for name in ("pretrained", "updates", "free_steps", "seeing"):
             setattr(self.counters, name, getattr(then, name))
         self.counters.rollbacks += 1
-        self.rng = np.random.default_rng([self.config.seed, 1, self.counters.rollbacks])
         self._logged = self._looked = min(self._looked, self.counters.done)
         self.diverged, self.losses = False, {}
         self.notes.append(f"{what}: back to the checkpoint after {self.counters.done}.")
