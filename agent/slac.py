@@ -129,7 +129,6 @@ class SlacAgent:
         return result
 
     @torch.no_grad()
-    @torch.no_grad()
     def features(self, batch: Batch) -> NDArray[np.float32]:
         """What the encoder makes of each window's newest frame (B, F), for probes."""
         image = on_device(batch, self.device).image
