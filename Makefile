@@ -34,7 +34,7 @@ setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(filter .uv/bin/uv,$(UV))
 	$(UV) venv --quiet --allow-existing --python "$(PYTHON)" $(VENV)
-	$(UV) pip install --quiet --python $(PY) --requirements pyproject.toml --extra dev --constraints constraints.txt
+	$(UV) pip install --quiet --python $(PY) --requirements pyproject.toml --extra dev --extra dm --constraints constraints.txt
 	touch $@
 
 clean:

@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from ctypes.util import find_library
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from robot.rig import Rig, RigConfig
     from robot.types import Image
     from tasks.env import RobotEnv
-    from tasks.valve import Valve
+    from tasks.suite import SuiteConfig, SuiteEnv, SuiteWorld
 
 ROOT = Path(__file__).parent
 CONFIGS = ROOT / "configs"
@@ -113,9 +113,12 @@ def check_learner(config: RunConfig) -> None:
 
 
 def sizes(config: RunConfig) -> dict[str, Any]:
-    """The shapes that agent and policy are built for."""
+    """The shapes that agent and policy are built for. Raises NoSuite."""
+    from tasks.suite import SuiteConfig, suite_sizes
     from tasks.valve import Valve
 
+    if isinstance(config.task, SuiteConfig):
+        return suite_sizes(config.task)
     task = Valve(config.task)
     return {
         "image_shape": (*task.image_size, 3),
@@ -131,6 +134,8 @@ def sees(config: RunConfig) -> bool:
 
 def labels(config: RunConfig) -> dict[str, str]:
     """The task's measures as people call them."""
+    if config.task.kind == "dm_control":
+        return {"success": "full reward at the end"}
     return {
         "success": f"success at {config.task.success:g} rad",
         "success_20deg": "success at 20 degrees",
@@ -156,24 +161,48 @@ def check_graphics(wanted: str) -> None:
 
 @dataclass(frozen=True)
 class Stage:
-    """A rig that is ready to move, with its task and environment."""
+    """An environment that is ready to move, and the world beneath it."""
 
-    rig: Rig
-    task: Valve
-    env: RobotEnv
+    env: RobotEnv | SuiteEnv
+    world: Rig | SuiteWorld
+
+    @property
+    def action_size(self) -> int:
+        """A, the length of an action."""
+        shape = self.env.action_space.shape
+        assert shape is not None
+        return shape[0]
 
 
 @contextmanager
 def stage(config: RunConfig, *, images: bool) -> Iterator[Stage]:
     """The rig, engaged; relaxed and closed on every way out. Raises MissingPart, Fault."""
     from tasks.env import RobotEnv
+    from tasks.suite import SuiteConfig
     from tasks.valve import Valve
 
+    if isinstance(config.task, SuiteConfig):
+        with closing(open_suite(config.task, config.train.seed, images=images)) as env:
+            yield Stage(env, env.world)
+        return
     with open_rig(config.hw, images=images) as rig:
         if images:
             picture_of(rig)
-        task = Valve(config.task)
-        yield Stage(rig, task, RobotEnv(rig, task, images=images, seed=config.train.seed))
+        yield Stage(RobotEnv(rig, Valve(config.task), images=images, seed=config.train.seed), rig)
+
+
+def open_suite(config: SuiteConfig, seed: int, *, images: bool) -> SuiteEnv:
+    """A task of dm_control, which needs no rig. Raises MissingPart, ConfigError."""
+    from configs.document import ConfigError
+    from tasks.suite import SuiteEnv
+
+    try:
+        env = SuiteEnv(config, images=images, seed=seed)
+    except ValueError as error:
+        raise ConfigError([str(error)]) from error
+    if images:
+        picture_of(env.world)
+    return env
 
 
 def open_rig(config: RigConfig, *, images: bool) -> Rig:
@@ -186,21 +215,23 @@ def open_rig(config: RigConfig, *, images: bool) -> Rig:
         raise MissingPart(str(error)) from error
 
 
-def picture_of(rig: Rig) -> Callable[[], Image] | None:
+def picture_of(world: Rig | SuiteWorld) -> Callable[[], Image] | None:
     """The view for people, where there is one; it was drawn once already. Raises MissingPart."""
-    if rig.realtime:
-        return rig.picture if rig.cameras else None
+    from robot.rig import Rig
+
+    if isinstance(world, Rig) and world.realtime:
+        return world.picture if world.cameras else None
     try:
-        rig.picture()
+        world.picture()
     except RuntimeError as error:  # no OpenGL
         raise MissingPart(str(error)) from error
-    return rig.picture
+    return world.picture
 
 
-def film_of(rig: Rig) -> Callable[[], Image] | None:
+def film_of(world: Rig | SuiteWorld) -> Callable[[], Image] | None:
     """As `picture_of`, but a run is not to end, hours later, at its first film for want of OpenGL."""
     try:
-        return picture_of(rig)
+        return picture_of(world)
     except MissingPart as part:
         print(f"There will be no video. {part}", file=sys.stderr)
         return None
@@ -305,8 +336,8 @@ def make_actor(config: RunConfig, scene: Stage, args: argparse.Namespace) -> Act
         "agent": config.agent.kind,
         "period": config.task.period,
         "config": dump(config),
-        "rig": scene.rig.describe(),
-        "wall_offset": time.time() - scene.rig.clock.now(),
+        "rig": scene.world.describe(),
+        "wall_offset": time.time() - scene.world.clock.now(),
         **provenance(ROOT),
     }
     return Actor(
@@ -315,9 +346,9 @@ def make_actor(config: RunConfig, scene: Stage, args: argparse.Namespace) -> Act
         (Fault,),
         config.train.seed,
         config.train.max_faults_in_a_row,
-        rest=scene.rig.robot.relax,
-        timing=scene.env.ticker.statistics if scene.rig.realtime else dict,  # simulated steps are never late
-        events=scene.rig.events.drain,
+        rest=scene.env.relax,
+        timing=scene.env.timing,
+        events=scene.world.events.drain,
     )
 
 
@@ -326,7 +357,7 @@ def make_display(scene: Stage, steps: int) -> Display:
     from agent.display import Display
 
     display = Display(steps)
-    scene.rig.events.listen(display.event)
+    scene.world.events.listen(display.event)
     return display
 
 
@@ -384,7 +415,7 @@ def make_training(config: RunConfig, run: RunDir, scene: Stage, args: argparse.N
     from agent.policy import RandomPolicy
     from agent.train import LocalLearner, RemoteLearner, Training
 
-    sync = not scene.rig.realtime if config.train.sync is None else config.train.sync
+    sync = not scene.world.realtime if config.train.sync is None else config.train.sync
     prepare_process(config.agent, config.train.learner_threads if sync else 1)  # acting needs one core
     seeds = np.random.SeedSequence([config.train.seed, len(run.index("episodes"))]).generate_state(2)
     metrics = MetricsLog(run.path)
@@ -394,11 +425,11 @@ def make_training(config: RunConfig, run: RunDir, scene: Stage, args: argparse.N
         actor=make_actor(config, scene, args),
         link=LocalLearner(run, metrics) if sync else RemoteLearner(run),
         policy=build_policy(config.agent, seed=int(seeds[0]), **sizes(config)),
-        random_policy=RandomPolicy(scene.task.action_size, np.random.default_rng(seeds[1])),
+        random_policy=RandomPolicy(scene.action_size, np.random.default_rng(seeds[1])),
         metrics=metrics,
         display=make_display(scene, config.train.steps),
-        statistics=scene.rig.statistics,
-        picture=film_of(scene.rig),
+        statistics=scene.world.statistics,
+        picture=film_of(scene.world),
         labels=labels(config),
     )
 
@@ -418,17 +449,22 @@ def command_collect(args: argparse.Namespace) -> int:
 
 
 def fixed_policy(kind: str, config: RunConfig, scene: Stage, done: int) -> Policy:
-    """Uniformly random actions, other ones in each session; or the pose in which resets end, held."""
+    """Uniformly random actions, other ones in each session; or the pose in which resets end, held.
+
+    A body of dm_control, which has no such pose, gets no command.
+    """
     import numpy as np
 
     from agent.policy import ConstantPolicy, RandomPolicy
 
     if kind == "random":
         rng = np.random.default_rng([config.train.seed, done])
-        return RandomPolicy(scene.task.action_size, rng)
+        return RandomPolicy(scene.action_size, rng)
+    if config.task.kind == "dm_control":
+        return ConstantPolicy(np.zeros(scene.action_size, np.float32))
     home, reach = np.array(config.task.reset.home), np.array(config.task.action_range)
     action = np.divide(home, reach, out=np.zeros_like(home), where=reach != 0).clip(-1, 1)
-    fingers = scene.task.action_size // len(home)
+    fingers = scene.action_size // len(home)
     return ConstantPolicy(np.tile(action, fingers).astype(np.float32))
 
 
@@ -476,22 +512,27 @@ def learned(args: argparse.Namespace, run: RunDir) -> tuple[RunConfig, Policy]:
 
 def command_replay(args: argparse.Namespace) -> int:
     """Moves as a logged episode did and reports the difference; with --rescore nothing moves."""
-    from configs.document import Layer
+    from configs.document import ConfigError, Layer
+    from robot.rig import Rig
     from tasks.replay import replay, rescore
     from tasks.replay_report import show_replay, show_rescore
-    from tasks.valve import Valve
+    from tasks.valve import Valve, ValveConfig
 
     episode = logged(args.episode)
     config = recompose(args, Layer.from_text(episode.header["config"], f"{args.episode} (config)"))
     telemetry = episode.telemetry
+    if not isinstance(config.task, ValveConfig):
+        way_out = "evaluate --run shows what its run has learned"
+        raise ConfigError([f"{args.episode} is of dm_control, and replay is for robots; {way_out}"])
     if args.rescore:
         steps = {column: values[1:] for column, values in telemetry.items()}
         with usable(args.episode):
             same = show_rescore(rescore(Valve(config.task), episode.parameters, steps, episode.terms))
         return 0 if same else 1
     with stage(config, images=False) as scene, usable(args.episode):
+        assert isinstance(scene.world, Rig)
         result = replay(
-            scene.rig,
+            scene.world,
             telemetry["applied"][1:],
             config.task.period,
             config.task.reset,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agent.config import LatentConfig
-from agent.networks import LOG_2PI, Decoder, Encoder, Gaussian, GaussianHead, noise_like
+from agent.networks import LOG_2PI, Decoder, Encoder, Gaussian, GaussianHead, noise_like, squared_error
 from agent.replay import Batch
 
 ENCODE_CHUNK = 64  # frames: larger batches fall out of the cache (256 x 9 frames: 523 ms chunked, 1268 whole)
@@ -137,10 +137,9 @@ class LatentModel(nn.Module):
 
     def image_log_prob(self, image: Tensor, state: Tensor) -> Tensor:
         """log p(x | z)  (B, T+1), summed over pixels."""
-        truth = image.flatten(0, 1).float().div_(255)
         mean: Tensor = self.decoder(state.flatten(0, 1))
-        error = (truth - mean).square().sum((1, 2, 3)).view(image.shape[:2])
-        constant = 0.5 * truth[0].numel() * (LOG_2PI + math.log(self.variance))
+        error = squared_error(mean, image.flatten(0, 1)).view(image.shape[:2])
+        constant = 0.5 * mean[0].numel() * (LOG_2PI + math.log(self.variance))
         return -0.5 / self.variance * error - constant
 
     def kl(self, belief: Belief, action: Tensor, is_first: Tensor) -> Tensor:

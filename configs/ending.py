@@ -39,6 +39,7 @@ EXIT_CODES = {
     "agent.train.LearnerDiedError": 1,
     "robot.types.Fault": 1,
     "configs.ending.MissingPart": 1,
+    "tasks.suite.NoSuite": 2,
     "builtins.MemoryError": 1,
     "torch.OutOfMemoryError": 1,
 }

@@ -7,14 +7,18 @@ their models. The loader works for any schema.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from agent.config import AgentConfig
 from agent.schedule import TrainConfig
 from configs.loader import Problem
 from robot.rig import CAMERA, RigConfig
+from tasks.suite import SuiteConfig
 from tasks.valve import ValveConfig
+
+AnyTask = Annotated[ValveConfig | SuiteConfig, Field(discriminator="kind")]
 
 
 class RunConfig(BaseModel):
@@ -22,7 +26,7 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    task: ValveConfig
+    task: AnyTask
     hw: RigConfig
     agent: AgentConfig
     train: TrainConfig = TrainConfig()
@@ -33,9 +37,15 @@ ENCODER_STRIDE = 16  # px; the encoder halves images four times
 
 def cross_checks(config: RunConfig) -> Iterator[Problem]:
     """What is right by itself but not beside the rest: task against robot, agent against camera."""
-    yield from _joints_and_time(config)
-    if config.agent.kind != "sac_state":
-        yield from _images(config)
+    images = config.agent.kind != "sac_state"
+    if isinstance(config.task, ValveConfig):
+        yield from _joints_and_time(config.task, config.hw)
+        if images:
+            yield from _camera(config.task, config.hw)
+    elif config.hw.kind != "sim":
+        yield Problem("hw.kind", f"{config.task.domain} is simulated only: --hw sim")
+    if images:
+        yield from _halvings(config.task.image_size)
     random_steps = config.train.scaled().random_steps
     if config.agent.kind != "sac_state" and config.agent.window >= random_steps:
         window = f"a window of {config.agent.window} steps"
@@ -48,16 +58,16 @@ def cross_checks(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def _joints_and_time(config: RunConfig) -> Iterator[Problem]:
-    period, dclaw = config.task.period, config.hw.dclaw
-    fingers = 3 * len(config.task.action_range)
+def _joints_and_time(task: ValveConfig, hw: RigConfig) -> Iterator[Problem]:
+    period, dclaw = task.period, hw.dclaw
+    fingers = 3 * len(task.action_range)
     if fingers != len(dclaw.joint_ids):
         yield Problem(
             "hw.dclaw.joint_ids", f"the task moves {fingers} joints, this robot has {len(dclaw.joint_ids)}"
         )
-    if period < config.hw.control_period:
-        yield Problem("task.period", f"this rig needs at least {config.hw.control_period:g} s per step")
-    if config.task.cue == "pointer" and dclaw.guide_id is None:
+    if period < hw.control_period:
+        yield Problem("task.period", f"this rig needs at least {hw.control_period:g} s per step")
+    if task.cue == "pointer" and dclaw.guide_id is None:
         yield Problem("hw.dclaw.guide_id", "is needed to show the goal by a guide servo (task.cue: pointer)")
     if 2 * period > dclaw.watchdog:
         limit = f"the servos stop after {dclaw.watchdog:g} s without a command"
@@ -66,24 +76,28 @@ def _joints_and_time(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def _images(config: RunConfig) -> Iterator[Problem]:
+def _camera(task: ValveConfig, hw: RigConfig) -> Iterator[Problem]:
     """What an agent that sees needs of the camera."""
-    task, camera = config.task, config.hw.camera
+    camera = hw.camera
     if task.camera != CAMERA:
         yield Problem("task.camera", f"this rig has no camera {task.camera!r}, only {CAMERA!r}")
     width, height = camera.size
     if task.image_size != (height, width):
         wanted = f"{task.image_size[1]}x{task.image_size[0]}"
         yield Problem("hw.camera.size", f"the camera delivers {width}x{height}, the task expects {wanted}")
+    fps = hw.emulator.fps if hw.kind == "emulated" else camera.fps
+    if hw.kind != "sim" and 1 / fps + camera.delay > task.period:
+        path = "hw.emulator.fps" if hw.kind == "emulated" else "hw.camera.fps"
+        yield Problem(path, f"no frame would be fresh enough: a step takes {task.period:g} s")
+    if hw.kind == "real" and task.cue == "dot" and camera.projection is None:
+        yield Problem("hw.camera.projection", "is needed to draw the goal into the image (task.cue: dot)")
+
+
+def _halvings(size: tuple[int, int]) -> Iterator[Problem]:
+    height, width = size
     if width % ENCODER_STRIDE or height % ENCODER_STRIDE:
         multiples = f"multiples of {ENCODER_STRIDE} px"
-        yield Problem("hw.camera.size", f"the encoder needs {multiples}, saw {width}x{height}")
-    fps = config.hw.emulator.fps if config.hw.kind == "emulated" else camera.fps
-    if config.hw.kind != "sim" and 1 / fps + camera.delay > task.period:
-        path = "hw.emulator.fps" if config.hw.kind == "emulated" else "hw.camera.fps"
-        yield Problem(path, f"no frame would be fresh enough: a step takes {task.period:g} s")
-    if config.hw.kind == "real" and task.cue == "dot" and camera.projection is None:
-        yield Problem("hw.camera.projection", "is needed to draw the goal into the image (task.cue: dot)")
+        yield Problem("task.image_size", f"the encoder needs {multiples}, saw {width}x{height}")
 
 
 class HwConfig(BaseModel):

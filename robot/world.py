@@ -7,15 +7,11 @@ installed `robel` distribution, which is never imported (it needs a gym that no 
 
 from __future__ import annotations
 
-import ctypes
-import importlib
 import importlib.util
 import math
-import os
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
-from types import ModuleType
 from typing import Literal
 
 import mujoco
@@ -23,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
+from robot.canvas import Canvas
 from robot.types import Config, Floats, Image
 
 Element = ElementTree.Element
@@ -263,7 +260,7 @@ class Painter:
         self._camera.distance, self._camera.azimuth = pose.distance, pose.azimuth
         self._camera.elevation = pose.elevation
         model.vis.global_.fovy = pose.fovy
-        self._canvases: dict[tuple[int, int], _Canvas] = {}
+        self._canvases: dict[tuple[int, int], Canvas] = {}
 
     def draw(self, qpos: Floats, width: int, height: int) -> Image:
         """The picture (height, width, 3) uint8 RGB of joint positions (nq,)."""
@@ -274,7 +271,7 @@ class Painter:
             self._model, self._data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
         )
         if (width, height) not in self._canvases:
-            self._canvases[width, height] = _Canvas(self._model, width, height)
+            self._canvases[width, height] = Canvas(self._model, width, height)
         return self._canvases[width, height].draw(self._scene)
 
     def close(self) -> None:
@@ -284,34 +281,6 @@ class Painter:
         self._canvases.clear()
 
 
-class _Canvas:
-    """An off-screen buffer of one size with its OpenGL context."""
-
-    def __init__(self, model: mujoco.MjModel, width: int, height: int) -> None:
-        model.vis.global_.offwidth, model.vis.global_.offheight = width, height
-        wanted = os.environ.get("MUJOCO_GL", "").lower()  # MuJoCo's own switch between libraries
-        try:
-            self._gl = _gl_library(wanted).GLContext(width, height)
-            self._gl.make_current()
-            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
-        except (ImportError, AttributeError, OSError, RuntimeError, mujoco.FatalError) as error:
-            raise RuntimeError(_no_graphics(wanted, error)) from error
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
-        self._rectangle = mujoco.MjrRect(0, 0, width, height)
-        self._pixels = np.empty((height, width, 3), np.uint8)
-
-    def draw(self, scene: mujoco.MjvScene) -> Image:
-        self._gl.make_current()
-        mujoco.mjr_render(self._rectangle, scene, self._context)
-        mujoco.mjr_readPixels(self._pixels, None, self._rectangle, self._context)
-        return np.ascontiguousarray(self._pixels[::-1])  # OpenGL counts rows from the bottom
-
-    def close(self) -> None:
-        self._gl.make_current()
-        self._context.free()
-        self._gl.free()
-
-
 def _visible(geoms: str) -> mujoco.MjvOption:
     """Geom group 0 (floor, mount) and either the collision primitives (4) or the visual meshes (1, 2)."""
     option = mujoco.MjvOption()
@@ -319,28 +288,3 @@ def _visible(geoms: str) -> mujoco.MjvOption:
     option.geomgroup[:] = [group in groups for group in range(6)]
     option.sitegroup[:] = [geoms == "meshes" and group == 2 for group in range(6)]  # 2: valve_mark
     return option
-
-
-def _no_graphics(wanted: str, error: Exception) -> str:
-    return (
-        f"No picture can be drawn: OpenGL ({wanted or 'egl or osmesa'}) is not usable ({error}). On Debian "
-        "or Ubuntu type `apt-get install libegl1 libopengl0 libgl1-mesa-dri`, or type "
-        "`apt-get install libosmesa6` and run with MUJOCO_GL=osmesa."
-    )
-
-
-def _gl_library(wanted: str) -> ModuleType:
-    """Asks the system what can be loaded before PyOpenGL binds itself to one library for good."""
-    if not wanted:
-        wanted = "egl" if _loads("libEGL.so.1") and _loads("libOpenGL.so.0") else "osmesa"
-    if wanted not in ("egl", "osmesa", "glfw"):
-        raise RuntimeError(f"MUJOCO_GL is {wanted!r}, expected egl, osmesa or glfw")
-    return importlib.import_module(f"mujoco.{wanted}")
-
-
-def _loads(library: str) -> bool:
-    try:
-        ctypes.CDLL(library)
-    except OSError:
-        return False
-    return True

@@ -118,10 +118,18 @@ class RobotEnv(gymnasium.Env[dict[str, Any], Action]):
         """The scene as (H, W, 3) uint8: larger than the agent's image where the rig is simulated."""
         return None if self.render_mode is None else self.rig.picture()
 
+    def relax(self) -> None:
+        """Torque off: while there is nothing to do, and after every error."""
+        self.rig.robot.relax()
+
+    def timing(self) -> dict[str, float]:
+        """How well the steps kept their deadlines; nothing where no real time passes."""
+        return self.ticker.statistics() if self.rig.realtime else {}
+
     def close(self) -> None:
         """Relaxes the robot; the rig stays open."""
         self._episode = None
-        self.rig.robot.relax()
+        self.relax()
 
     def _cool_down(self) -> None:
         """What stopped for its heat has to cool further than to just below where it stopped."""

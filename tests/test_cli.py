@@ -423,7 +423,7 @@ def without_opengl(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(wanted: str) -> None:
         raise RuntimeError(f"no OpenGL for {wanted!r}")
 
-    monkeypatch.setattr("robot.world._gl_library", refuse)
+    monkeypatch.setattr("robot.canvas._gl_library", refuse)
 
 
 @pytest.mark.usefixtures("without_opengl")

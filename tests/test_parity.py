@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from agent.build import build_policy
 from agent.config import SlacConfig
-from agent.networks import convolution, deconvolution, glorot, linear
+from agent.networks import convolution, deconvolution, glorot, linear, squared_error
 
 
 class NothingOnMeta(TorchDispatchMode):
@@ -68,3 +68,19 @@ def test_deconvolution_keeps_images_channels_last() -> None:
     layer = deconvolution(8, 3, 5, torch.Generator().manual_seed(3))
     x = torch.zeros(5, 8, 6, 10).contiguous(memory_format=torch.channels_last)
     assert layer(x).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_squared_error_and_its_gradient_are_those_of_the_plain_terms() -> None:
+    generator = torch.Generator().manual_seed(4)
+    image = torch.randint(0, 256, (6, 3, 16, 24), generator=generator, dtype=torch.uint8)
+    image = image.contiguous(memory_format=torch.channels_last)
+    mean = torch.rand(image.shape, generator=generator).contiguous(memory_format=torch.channels_last)
+    weights = torch.randn(6, generator=generator)  # each image's own share in the loss
+    mean.requires_grad_()
+    values, gradients = [], []
+    for error in (squared_error(mean, image), (image.float() / 255 - mean).square().sum((1, 2, 3))):
+        values.append(error)
+        gradients.append(torch.autograd.grad((weights * error).sum(), mean)[0])
+    torch.testing.assert_close(*values)
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].is_contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,71 @@
+"""Off-screen pictures of a MuJoCo scene, by whichever OpenGL library the machine has."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+from types import ModuleType
+
+import mujoco
+import numpy as np
+
+from robot.types import Image
+
+
+class Canvas:
+    """An off-screen buffer of one size with its OpenGL context; all calls must come from one thread.
+
+    Raises RuntimeError naming the missing system packages when there is no OpenGL.
+    """
+
+    def __init__(self, model: mujoco.MjModel, width: int, height: int) -> None:
+        model.vis.global_.offwidth, model.vis.global_.offheight = width, height
+        wanted = os.environ.get("MUJOCO_GL", "").lower()  # MuJoCo's own switch between libraries
+        try:
+            self._gl = _gl_library(wanted).GLContext(width, height)
+            self._gl.make_current()
+            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        except (ImportError, AttributeError, OSError, RuntimeError, mujoco.FatalError) as error:
+            raise RuntimeError(_no_graphics(wanted, error)) from error
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        self._rectangle = mujoco.MjrRect(0, 0, width, height)
+        self._pixels = np.empty((height, width, 3), np.uint8)
+
+    def draw(self, scene: mujoco.MjvScene) -> Image:
+        """The picture (H, W, 3) uint8 RGB of a scene."""
+        self._gl.make_current()
+        mujoco.mjr_render(self._rectangle, scene, self._context)
+        mujoco.mjr_readPixels(self._pixels, None, self._rectangle, self._context)
+        return np.ascontiguousarray(self._pixels[::-1])  # OpenGL counts rows from the bottom
+
+    def close(self) -> None:
+        """Frees the OpenGL context."""
+        self._gl.make_current()
+        self._context.free()
+        self._gl.free()
+
+
+def _no_graphics(wanted: str, error: Exception) -> str:
+    return (
+        f"No picture can be drawn: OpenGL ({wanted or 'egl or osmesa'}) is not usable ({error}). On Debian "
+        "or Ubuntu type `apt-get install libegl1 libopengl0 libgl1-mesa-dri`, or type "
+        "`apt-get install libosmesa6` and run with MUJOCO_GL=osmesa."
+    )
+
+
+def _gl_library(wanted: str) -> ModuleType:
+    """Asks the system what can be loaded before PyOpenGL binds itself to one library for good."""
+    if not wanted:
+        wanted = "egl" if _loads("libEGL.so.1") and _loads("libOpenGL.so.0") else "osmesa"
+    if wanted not in ("egl", "osmesa", "glfw"):
+        raise RuntimeError(f"MUJOCO_GL is {wanted!r}, expected egl, osmesa or glfw")
+    return importlib.import_module(f"mujoco.{wanted}")
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
