@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from agent.episodes import Episode
     from agent.policy import Policy
     from agent.run_dir import RunDir
-    from agent.train import Training
+    from agent.train import Collector, Training
     from configs.document import Layer
     from configs.run import RunConfig
     from robot.rig import Rig, RigConfig
@@ -76,7 +76,7 @@ def checked(args: argparse.Namespace, layers: Sequence[Layer]) -> RunConfig:
     from configs.loader import load
     from configs.run import RunConfig, cross_checks
 
-    given = {word: getattr(args, word, None) for word in ("steps", "seed", "sync")}
+    given = {word: getattr(args, word, None) for word in ("steps", "seed", "sync", "envs")}
     short = [f"train.{word}={str(value).lower()}" for word, value in given.items() if value is not None]
     above = [Layer.from_file(path) for path in args.config]
     return load(RunConfig, [*layers, *above, Layer.from_overrides([*short, *args.overrides])], [cross_checks])
@@ -352,6 +352,17 @@ def make_actor(config: RunConfig, scene: Stage, args: argparse.Namespace) -> Act
     )
 
 
+def make_collector(config: RunConfig, actor: Actor, stack: ExitStack, *, images: bool) -> Collector:
+    """The actor itself, or with --envs a fleet, whose processes end with `stack`."""
+    if config.train.envs == 1:
+        return actor
+    from agent.fleet import Fleet
+    from tasks.simulated import Simulated
+
+    make = Simulated(config.task, config.hw, config.train.seed, images=images)
+    return stack.enter_context(Fleet(actor, make, config.train.envs))
+
+
 def make_display(scene: Stage, steps: int) -> Display:
     """What a person sees: progress, and what happens on the rig when it happens."""
     from agent.display import Display
@@ -372,8 +383,8 @@ def command_train(args: argparse.Namespace) -> int:
         return print_config(config)
     if args.dry_run:
         return dry_run(config)
-    with opened(args, config, images=sees(config)) as (run, scene):
-        make_training(config, run, scene, args).execute()
+    with opened(args, config, images=sees(config)) as (run, scene), ExitStack() as stack:
+        make_training(config, run, scene, args, stack).execute()
     return 0
 
 
@@ -406,7 +417,9 @@ def dry_run(config: RunConfig) -> int:
     return 0
 
 
-def make_training(config: RunConfig, run: RunDir, scene: Stage, args: argparse.Namespace) -> Training:
+def make_training(
+    config: RunConfig, run: RunDir, scene: Stage, args: argparse.Namespace, stack: ExitStack
+) -> Training:
     """Actor, learner, policies and display of one run, put together."""
     import numpy as np
 
@@ -419,10 +432,12 @@ def make_training(config: RunConfig, run: RunDir, scene: Stage, args: argparse.N
     prepare_process(config.agent, config.train.learner_threads if sync else 1)  # acting needs one core
     seeds = np.random.SeedSequence([config.train.seed, len(run.index("episodes"))]).generate_state(2)
     metrics = MetricsLog(run.path)
+    actor = make_actor(config, scene, args)
     return Training(
         run=run,
         config=config.train.scaled(),
-        actor=make_actor(config, scene, args),
+        actor=actor,
+        collector=make_collector(config, actor, stack, images=sees(config)),
         link=LocalLearner(run, metrics) if sync else RemoteLearner(run),
         policy=build_policy(config.agent, seed=int(seeds[0]), **sizes(config)),
         random_policy=RandomPolicy(scene.action_size, np.random.default_rng(seeds[1])),
@@ -441,10 +456,12 @@ def command_collect(args: argparse.Namespace) -> int:
     config, wanted = compose(args), args.episodes or 10
     if args.print_config:
         return print_config(config)
-    with opened(args, config, images=True) as (run, scene):
+    with opened(args, config, images=True) as (run, scene), ExitStack() as stack:
         collection = Collection(run, make_display(scene, wanted * config.task.horizon))
         policy = fixed_policy(args.policy, config, scene, len(collection.done))
-        collection.fill(make_actor(config, scene, args), policy, wanted, labels(config))
+        actor = make_actor(config, scene, args)
+        collector = make_collector(config, actor, stack, images=True)
+        collection.fill(actor, collector, policy, wanted, labels(config))
     return 0
 
 

@@ -61,15 +61,13 @@ class Actor:
         `max_faults_in_a_row` faulted episodes, and whatever the policy or the disk raises, after the robot is
         relaxed and the log is closed.
         """
-        seed = int(np.random.SeedSequence([self.seed, index]).generate_state(1)[0])
         with self._relaxed_on_error():
             try:
-                observation, info = self.env.reset(seed=seed)
+                observation, info = self.env.reset(seed=self.seed_of(index))
             except self.faults as fault:
                 self.failed_resets += 1
-                return self._count(str(fault))
-            header = {**self.header, "index": index, "seed": seed, "explore": explore}
-            writer = EpisodeWriter(folder / f"{index:06d}.mcap", header)
+                return self.count(str(fault))
+            writer = self.writer(folder, index, explore=explore)
             try:
                 with writer, self._relaxed_on_error():  # the robot first, the log after
                     writer.begin(observation, info["telemetry"], info["parameters"])
@@ -78,7 +76,29 @@ class Actor:
             finally:
                 if writer.path.exists():  # not when it holds no observation, nor when the disk refused it
                     closed(writer.summary)
-            return self._count(writer.summary.fault_message if writer.summary.fault else None)
+            return self.count(writer.summary.fault_message if writer.summary.fault else None)
+
+    def round(
+        self,
+        policy: Policy,
+        folder: Path,
+        first: int,
+        *,
+        explore: bool,
+        closed: Callable[[EpisodeSummary], None],
+        wanted: int = 1,
+    ) -> list[str | None]:
+        """Episode `first`, one on one robot: what failed on the rig."""
+        return [self.episode(policy, folder, first, explore=explore, closed=closed)]
+
+    def seed_of(self, index: int) -> int:
+        """What decides goal and start of episode `index`."""
+        return int(np.random.SeedSequence([self.seed, index]).generate_state(1)[0])
+
+    def writer(self, folder: Path, index: int, *, explore: bool) -> EpisodeWriter:
+        """The log of episode `index`, open. Raises EpisodeWriteError."""
+        header = {**self.header, "index": index, "seed": self.seed_of(index), "explore": explore}
+        return EpisodeWriter(folder / f"{index:06d}.mcap", header)
 
     def warm_up(self, policy: Policy) -> None:
         """Lets the policy act once: a first call can take longer than the servos' watchdog allows."""
@@ -118,7 +138,8 @@ class Actor:
             self.rest()
             raise
 
-    def _count(self, fault: str | None) -> str | None:
+    def count(self, fault: str | None) -> str | None:
+        """Counts how an episode ended and says so again. Raises TooManyFaultsError."""
         self.faults_in_a_row = 0 if fault is None else self.faults_in_a_row + 1
         if self.faults_in_a_row >= self.max_faults_in_a_row:
             raise TooManyFaultsError(

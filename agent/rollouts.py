@@ -11,7 +11,7 @@ from agent.episodes import EpisodeSummary, read_index
 from agent.metrics import render_summary, summarize, write_summary
 from agent.policy import Policy
 from agent.run_dir import RunDir
-from agent.train import conclude
+from agent.train import Collector, conclude
 
 
 class Collection:
@@ -22,7 +22,9 @@ class Collection:
         self.run, self.display = run, display
         self.done = read_index(run.path / "episodes.jsonl")
 
-    def fill(self, actor: Actor, policy: Policy, wanted: int, labels: Mapping[str, str]) -> None:
+    def fill(
+        self, actor: Actor, collector: Collector, policy: Policy, wanted: int, labels: Mapping[str, str]
+    ) -> None:
         """Runs episodes until there are so many, then reports; the robot is relaxed however it ends.
 
         Raises what the actor raises, after the report.
@@ -31,8 +33,10 @@ class Collection:
         try:
             with self.display:
                 while len(self.done) < wanted:
-                    actor.episode(policy, self.run.path / "episodes", index, explore=True, closed=self._add)
-                    index += 1
+                    folder, left = self.run.path / "episodes", wanted - len(self.done)
+                    index += len(
+                        collector.round(policy, folder, index, explore=True, closed=self._add, wanted=left)
+                    )
         finally:
             actor.rest()
             conclude(self.run, training=self.done, evaluation=[], labels=labels, console=self.display.console)

@@ -22,6 +22,7 @@ class TrainConfig(Config):
         None, gt=0, lt=90, description="degrees: pretraining ends early once the probe errs less"
     )
     probe_every: int = Field(500, ge=1, description="updates between two looks at what the latents know")
+    envs: int = Field(1, ge=1, le=256, description="simulated robots side by side; more than 1: only in sim")
     updates_per_step: float = Field(1.0, gt=0, le=32, description="upper bound of updates per control step")
     replay_capacity: int = Field(100_000, ge=1000, description="control steps kept for training")
     evaluate_every: int = Field(10_000, ge=1, description="control steps between evaluations")

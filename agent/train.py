@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import time
@@ -196,6 +197,23 @@ class RemoteLearner:
             raise self._death(code)
 
 
+class Collector(Protocol):
+    """One robot or several, on which training episodes happen."""
+
+    def round(
+        self,
+        policy: Policy,
+        folder: Path,
+        first: int,
+        *,
+        explore: bool,
+        closed: Callable[[EpisodeSummary], None],
+        wanted: int,
+    ) -> list[str | None]:
+        """Episodes from number `first` on, at most `wanted`: for each what failed on the rig."""
+        ...
+
+
 @dataclass
 class Training:
     """The loop of a run. Its counters come from the episode index, so that a resume just goes on.
@@ -207,7 +225,8 @@ class Training:
 
     run: RunDir
     config: TrainConfig
-    actor: Actor
+    actor: Actor  # evaluates, and is what a person sees
+    collector: Collector  # the same one, or a fleet
     link: LearnerLink
     policy: Policy
     random_policy: Policy
@@ -267,10 +286,15 @@ class Training:
         index = self.run.next_episode()
         while (before := self.steps) < self.config.steps:
             policy, folder = self._choose(), self.run.path / "episodes"
-            fault = self.actor.episode(policy, folder, index, explore=True, closed=self._account)
-            self._tell(f"episode {index}", fault)
+            usual = self.training[-1].steps if self.training else 1
+            wanted = math.ceil((self.config.steps - before) / max(usual, 1))
+            faults = self.collector.round(
+                policy, folder, index, explore=True, closed=self._account, wanted=wanted
+            )
+            for fault in faults:
+                self._tell(f"episode {index}", fault)
+                index += 1
             self._pass_on()
-            index += 1
             self.link.advance()
             if self._evaluation_due(before):
                 self.evaluate(self.config.evaluation_episodes)

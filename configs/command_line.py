@@ -34,6 +34,7 @@ usage: run_robot.py [COMMAND] [options]                             (no COMMAND 
   --resume         go on with the run in --run DIR
   --config FILE    values over those of task, hw and agent         (may be repeated)
   --set a.b=c      one value over all of them                      (may be repeated)
+  --envs N         so many simulated robots side by side           (only in sim)
   --sync           learn in the actor's process, bit for bit: only in sim, its default; --no-sync
   --fix            write the servos' settings that differ from the configuration
   --link PATH      a stable name for the emulated port
@@ -88,6 +89,7 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {  # flag -> the commands that ta
         "train collect evaluate replay check motors emulate",
         {"dest": "overrides", "action": "append"},
     ),
+    "--envs": ("train collect", {"type": count}),
     "--sync": ("train", {"action": argparse.BooleanOptionalAction}),
     "--dry-run": ("train", {"action": "store_true"}),
     "--print-config": ("train collect", {"action": "store_true"}),

@@ -32,6 +32,7 @@ EXIT_CODES = {
     "agent.actor.TooManyFaultsError": 1,
     "agent.episodes.EpisodeError": 1,
     "agent.files.DiskError": 1,
+    "agent.fleet.RobotProcessDied": 1,
     "agent.learner.CheckpointMismatch": 1,
     "agent.learner.TooLittleMemory": 1,
     "agent.learner.TrainingDivergedError": 1,

@@ -162,10 +162,12 @@ def make_training(run: RunDir, env: Toy, link: LearnerLink | None = None) -> Tra
     metrics = MetricsLog(run.path)
     seeds = np.random.SeedSequence([config.seed, run.next_episode()]).generate_state(2)
     header = {"period": 0.1, "task": "toy"}
+    actor = Actor(env, header, (ToyFault,), config.seed, config.max_faults_in_a_row, rest=env.rest)
     return Training(
         run=run,
         config=config.scaled(),
-        actor=Actor(env, header, (ToyFault,), config.seed, config.max_faults_in_a_row, rest=env.rest),
+        actor=actor,
+        collector=actor,
         link=link or LocalLearner(run, metrics),
         policy=build_policy(agent, seed=int(seeds[0]), **sizes),
         random_policy=RandomPolicy(ACTION, np.random.default_rng(seeds[1])),

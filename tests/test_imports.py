@@ -95,7 +95,7 @@ def test_robel_and_metaworld_are_never_imported_as_code() -> None:
 
 def test_behaviour_never_hangs_on_environment_variables() -> None:
     readers = {name(path) for path in PROGRAM if attributes(path) & {"environ", "getenv", "putenv"}}
-    allowed = {"run_robot.py", "robot/world.py"}  # the command line, and which OpenGL MuJoCo draws with
+    allowed = {"run_robot.py", "robot/canvas.py"}  # the command line, and which OpenGL MuJoCo draws with
     assert readers <= allowed
 
 
