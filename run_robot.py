@@ -93,9 +93,16 @@ def rig_settings(args: argparse.Namespace) -> RigConfig:
 
 
 def check_learner(config: RunConfig) -> None:
-    """Refuses --sync where it does harm, and a device that is not there. Raises ConfigError."""
+    """Refuses --sync where it does harm, prior data and a device that are not there.
+
+    Raises ConfigError, PriorDataError.
+    """
     from configs.document import ConfigError
 
+    if config.train.prior:
+        from agent.intake import prior_files
+
+        prior_files(config.train.prior)
     if config.train.sync and config.hw.kind != "sim":
         raise ConfigError([f"--sync is not for {config.hw.kind} hardware: {WHY_NOT_SYNC}"])
     if config.agent.device == "cpu":

@@ -13,10 +13,9 @@ import os
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,8 +26,9 @@ from pydantic import TypeAdapter
 
 from agent.build import Agent, build_agent, prepare_process
 from agent.config import AgentConfig
-from agent.episodes import EpisodeCorrupt, EpisodeError, read_episode
+from agent.episodes import EpisodeError
 from agent.files import DiskError
+from agent.intake import PriorDataError, fill_with_prior, mixed, take
 from agent.latent import probe
 from agent.metrics import MetricsLog, Stopwatch
 from agent.replay import Batch, ReplayTooSmall, SequenceReplay
@@ -93,6 +93,7 @@ LEARNER_ERRORS = (
     CheckpointMismatch,
     ReplayTooSmall,
     EpisodeError,
+    PriorDataError,
     DiskError,
     RunError,
 )
@@ -111,13 +112,11 @@ class Learner:
         self.agent: Agent = build_agent(agent_config, seed=config.seed, **spaces)
         if not self.agent.pretrain_batch_size:  # no model to train ahead
             self.config = self.config.model_copy(update={"pretrain_updates": 0})
-        keys = self.agent.observations
-        self.replay = SequenceReplay(
-            config.replay_capacity,
-            image_shape=tuple(spaces["image_shape"]) if "image" in keys else None,
-            state_size=spaces["state_size"] if "state" in keys else None,
-            action_size=spaces["action_size"],
-        )
+        self.replay = self._ring(spaces)
+        self.prior: SequenceReplay | None = None  # episodes of other runs
+        if config.prior:
+            self.prior = self._ring(spaces)
+            fill_with_prior(self.prior, config.prior, self.agent.observations)
         self.rng = np.random.default_rng([config.seed, 1])
         self.counters = Counters()
         self.losses: dict[str, float] = {}
@@ -129,6 +128,15 @@ class Learner:
         self._logged = 0  # updates by the last row of metrics
         self._looked = 0  # updates by the last probe
 
+    def _ring(self, spaces: Mapping[str, Any]) -> SequenceReplay:
+        keys = self.agent.observations
+        return SequenceReplay(
+            self.config.replay_capacity,
+            image_shape=tuple(spaces["image_shape"]) if "image" in keys else None,
+            state_size=spaces["state_size"] if "state" in keys else None,
+            action_size=spaces["action_size"],
+        )
+
     def ingest(self) -> int:
         """Takes in every episode that was closed since the last call; returns the steps gained.
 
@@ -136,27 +144,9 @@ class Learner:
         """
         before = self.counters.steps
         for path in self.run.episodes(after=self.counters.episodes):
-            self.counters.steps += self._take(path)
+            self.counters.steps += take(self.replay, path, self.agent.observations)
             self.counters.episodes = RunDir.episode_index(path)
         return self.counters.steps - before
-
-    def _take(self, path: Path) -> int:
-        """Puts one episode into the replay; returns its steps."""
-        episode = read_episode(path, images="image" in self.agent.observations)
-        thing = episode.telemetry.get("object_position")
-        if len(episode.actions):
-            try:
-                self.replay.add_episode(
-                    images=episode.images if "image" in self.agent.observations else None,
-                    states=episode.states if "state" in self.agent.observations else None,
-                    actions=episode.actions,
-                    rewards=episode.rewards.astype(np.float32),
-                    terminated=episode.terminated,
-                    angles=None if thing is None else thing[:, 0],
-                )
-            except ValueError as error:  # images of another size, numbers that are none
-                raise EpisodeCorrupt(path, str(error), episode) from error
-        return len(episode.actions)
 
     @property
     def phase(self) -> str:
@@ -202,7 +192,7 @@ class Learner:
 
     def _update(self, kind: str, update: Callable[[Batch], dict[str, float]], batch_size: int) -> bool:
         """One update; False when it spoiled the weights and those of the last checkpoint are back."""
-        batch = self.replay.sample(batch_size, self.agent.window, self.rng)
+        batch = self._drawn(batch_size)
         try:
             with self.clock(kind):
                 self.losses = update(batch)
@@ -215,6 +205,14 @@ class Learner:
         if bad:
             self._roll_back(", ".join(bad))
         return not bad
+
+    def _drawn(self, batch_size: int) -> Batch:
+        """Windows of this run and, in the share that is set, of its prior data: RLPD's symmetric sampling."""
+        if self.prior is None:
+            return self.replay.sample(batch_size, self.agent.window, self.rng)
+        prior = min(max(1, round(self.config.prior_share * batch_size)), batch_size - 1)
+        own = self.replay.sample(batch_size - prior, self.agent.window, self.rng)
+        return mixed(own, self.prior.sample(prior, self.agent.window, self.rng))
 
     def _roll_back(self, bad: str) -> None:
         """The weights of the last checkpoint, and the updates since then once more, on other batches.
@@ -404,7 +402,7 @@ class Learner:
             self._logged = self._looked = self.counters.done
             for path in self.run.episodes(after=0):  # the replay as it was; later episodes come by `ingest`
                 if RunDir.episode_index(path) <= self.counters.episodes:
-                    self._take(path)
+                    take(self.replay, path, self.agent.observations)
         published = self.run.latest_weights(after=self.counters.version)
         if published is not None:  # the actor takes only what has a higher number
             self.counters.version = published[0]

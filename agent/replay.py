@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,21 +41,23 @@ class Batch:
         """The first `count` windows, and the rest."""
         return self._map(lambda x: x[:count]), self._map(lambda x: x[count:])
 
-    def select(self, keep: Tensor) -> Batch:
-        """The windows where keep (B,) holds."""
-        return self._map(lambda x: x[keep])
+    def select(self, rows: Tensor) -> Batch:
+        """The windows where rows (B,) is True, or with these numbers."""
+        return self._map(lambda x: x[rows])
+
+    def join(self, other: Batch) -> Batch:
+        """The windows of both, which hold the same kinds of observation."""
+        parts = self._parts()
+        return replace(
+            self, **{name: torch.cat((part, getattr(other, name))) for name, part in parts.items()}
+        )
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        return Batch(
-            image=None if self.image is None else change(self.image),
-            state=None if self.state is None else change(self.state),
-            action=change(self.action),
-            reward=change(self.reward),
-            discount=change(self.discount),
-            is_first=change(self.is_first),
-            is_last=change(self.is_last),
-            angle=None if self.angle is None else change(self.angle),
-        )
+        return replace(self, **{name: change(part) for name, part in self._parts().items()})
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: part for name, part in parts.items() if part is not None}
 
 
 class SequenceReplay:

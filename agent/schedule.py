@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 
 from agent.config import Config
+
+Folder = Annotated[Path, AfterValidator(Path.absolute)]  # the learner's process works elsewhere
 
 
 class TrainConfig(Config):
@@ -25,6 +30,12 @@ class TrainConfig(Config):
     envs: int = Field(1, ge=1, le=256, description="simulated robots side by side; more than 1: only in sim")
     updates_per_step: float = Field(1.0, gt=0, le=32, description="upper bound of updates per control step")
     replay_capacity: int = Field(100_000, ge=1000, description="control steps kept for training")
+    # A list of runs, or of folders with episodes. Paths are those of the command's own folder.
+    prior: tuple[Folder, ...] = Field(
+        (),
+        description="runs whose episodes train as well: demonstrations, another task's, an earlier robot's",
+    )
+    prior_share: float = Field(0.5, gt=0, lt=1, description="of each batch that comes from them")
     evaluate_every: int = Field(10_000, ge=1, description="control steps between evaluations")
     evaluation_episodes: int = Field(10, ge=1, description="greedy episodes per evaluation")
     final_episodes: int = Field(20, ge=1, description="greedy episodes at the end of the run")

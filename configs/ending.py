@@ -33,6 +33,7 @@ EXIT_CODES = {
     "agent.episodes.EpisodeError": 1,
     "agent.files.DiskError": 1,
     "agent.fleet.RobotProcessDied": 1,
+    "agent.intake.PriorDataError": 2,
     "agent.learner.CheckpointMismatch": 1,
     "agent.learner.TooLittleMemory": 1,
     "agent.learner.TrainingDivergedError": 1,
