@@ -106,6 +106,10 @@ class SlacConfig(ImageConfig):
     kind: Literal["slac"] = "slac"
     model: LatentConfig = LatentConfig()
     model_batch: PositiveInt = 32  # the first windows of each batch; the rest trains only actor and critics
+    # 0 in the paper: each update encodes its windows anew. With N actor and critics learn from features of
+    # all stored frames that are renewed every N updates: many windows for the price of few, fresh ones for
+    # each of `sac.critic_updates`, and features that are up to N updates old.
+    feature_age: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _model_batch_is_part_of_batch(self) -> Self:
@@ -113,6 +117,11 @@ class SlacConfig(ImageConfig):
             raise ValueError(
                 f"model_batch {self.model_batch} is more than sac.batch_size {self.sac.batch_size}: "
                 "the model learns from the first windows of the same batch"
+            )
+        if self.feature_age and self.random_shift:
+            raise ValueError(
+                f"feature_age {self.feature_age} keeps features of images as they are, random_shift "
+                f"{self.random_shift} moves them: set one of the two to 0"
             )
         return self
 

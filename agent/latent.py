@@ -100,31 +100,47 @@ class LatentModel(nn.Module):
         size = features.shape[:2]
         noise1 = noise_like(features.new_empty(*size, self.sizes[0]), generator)
         noise2 = noise_like(features.new_empty(*size, self.sizes[1]), generator)
-        starts = is_first.any(0).tolist()  # steps at which any window starts anew
-        # What features and actions add to the first layers is known for all steps: out of the recurrence.
+        first = is_first.clone()
+        first[:, 0] = True  # whatever came before the window is not known
+        # All that does not depend on the step before stays out of the recurrence: episodes' first frames, and
+        # what features and actions add to the first layers.
+        begun = self._begin(features, first, noise1, noise2)
         early1 = self.z1_posterior.early(features[:, 1:], action)  # (B, T, hidden)
         early2 = self.z2_next.early(action)  # (B, T, hidden)
+        starts = first.any(0).tolist() if features.device.type == "cpu" else [True] * size[1]
 
-        # q(z1 | x)  (B, Z1);  q(z2 | z1)  (B, Z2)
-        q1 = self.z1_posterior_first(features[:, 0])
-        z1 = q1.mean + q1.std * noise1[:, 0]
-        q2 = self.z2_first(z1)
-        z2 = q2.mean + q2.std * noise2[:, 0]
-        means, stds, z1s, z2s = [q1.mean], [q1.std], [z1], [z2]
+        steps = [[part[:, 0] for part in begun]]  # mean and std of q(z1), z1, z2
         for t in range(1, size[1]):
-            first = is_first[:, t, None]
+            z2 = steps[-1][-1]
             # q(z1' | x', a, z2)  (B, Z1)
             q1 = self.z1_posterior.late(early1[:, t - 1], z2)
-            q1 = self.z1_posterior_first(features[:, t]).where(first, q1) if starts[t] else q1
             z1 = q1.mean + q1.std * noise1[:, t]
             # q(z2' | a, z1', z2)  (B, Z2)
             q2 = self.z2_next.late(early2[:, t - 1], z1, z2)
-            q2 = self.z2_first(z1).where(first, q2) if starts[t] else q2
-            z2 = q2.mean + q2.std * noise2[:, t]
-            for values, value in zip((means, stds, z1s, z2s), (q1.mean, q1.std, z1, z2), strict=True):
-                values.append(value)
-        posterior = Gaussian(torch.stack(means, 1), torch.stack(stds, 1))
-        return Belief(torch.stack(z1s, 1), torch.stack(z2s, 1), posterior)
+            step = [q1.mean, q1.std, z1, q2.mean + q2.std * noise2[:, t]]
+            if starts[t]:
+                anew = [part[:, t] for part in begun]
+                step = [torch.where(first[:, t, None], x, y) for x, y in zip(anew, step, strict=True)]
+            steps.append(step)
+        mean, std, z1, z2 = (torch.stack(parts, 1) for parts in zip(*steps, strict=True))
+        return Belief(z1, z2, Gaussian(mean, std))
+
+    def _begin(self, features: Tensor, first: Tensor, noise1: Tensor, noise2: Tensor) -> tuple[Tensor, ...]:
+        """Mean and std of q(z1 | x), z1 and z2, each (B, T+1, n), where first (B, T+1) holds."""
+        if features.device.type != "cpu":  # shapes that depend on numbers would make a GPU wait
+            return self._filter_first(features, noise1, noise2)
+        found = self._filter_first(features[first], noise1[first], noise2[first])
+        where = first.nonzero(as_tuple=True)
+        size = first.shape
+        return tuple(part.new_zeros(*size, part.shape[-1]).index_put(where, part) for part in found)
+
+    def _filter_first(self, features: Tensor, noise1: Tensor, noise2: Tensor) -> tuple[Tensor, ...]:
+        # q(z1 | x)  (..., Z1)
+        q1 = self.z1_posterior_first(features)
+        z1 = q1.mean + q1.std * noise1
+        # q(z2 | z1)  (..., Z2)
+        q2 = self.z2_first(z1)
+        return q1.mean, q1.std, z1, q2.mean + q2.std * noise2
 
     def evidence(self, batch: Batch, belief: Belief) -> Evidence:
         """The lower bound's terms for the windows that the belief was inferred from."""

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from agent.build import Agent, build_agent, prepare_process
+from agent.build import Agent, StoringAgent, build_agent, prepare_process
 from agent.config import AgentConfig
 from agent.episodes import EpisodeError
 from agent.files import DiskError
@@ -112,6 +112,9 @@ class Learner:
         self.agent: Agent = build_agent(agent_config, seed=config.seed, **spaces)
         if not self.agent.pretrain_batch_size:  # no model to train ahead
             self.config = self.config.model_copy(update={"pretrain_updates": 0})
+        storing = bool(self.agent.feature_age) and isinstance(self.agent, StoringAgent)
+        self._storing = cast(StoringAgent, self.agent) if storing else None
+        self._encoded = -math.inf  # updates by the last time that all stored frames were encoded
         self.replay = self._ring(spaces)
         self.prior: SequenceReplay | None = None  # episodes of other runs
         if config.prior:
@@ -135,6 +138,7 @@ class Learner:
             image_shape=tuple(spaces["image_shape"]) if "image" in keys else None,
             state_size=spaces["state_size"] if "state" in keys else None,
             action_size=spaces["action_size"],
+            feature_size=self._storing.feature_size if self._storing else None,
         )
 
     def ingest(self) -> int:
@@ -184,7 +188,7 @@ class Learner:
     def train(self, count: int) -> None:
         """Does `count` updates of everything, fewer after a roll-back. Raises what `pretrain` raises."""
         for _ in range(count):
-            if not self._update("update", self.agent.update, self.agent.batch_size):
+            if not self._update("update", self._joint_update, self.agent.batch_size):
                 return
             if self.counters.free_steps is None:
                 self.counters.free_steps = self.config.random_steps
@@ -206,13 +210,30 @@ class Learner:
             self._roll_back(", ".join(bad))
         return not bad
 
-    def _drawn(self, batch_size: int) -> Batch:
+    def _joint_update(self, batch: Batch) -> dict[str, float]:
+        if self._storing is None:
+            return self.agent.update(batch)
+        self._encode(anew=self.counters.done - self._encoded >= self.agent.feature_age)
+        return self._storing.update(batch, self._drawn(self._storing.encoded_batch_size, images=False))
+
+    def _encode(self, *, anew: bool) -> None:
+        """Brings the features of stored frames up to date: of all, or of those that are new."""
+        if self._storing is None or self.phase != "training":
+            return
+        for ring in (self.replay, self.prior):
+            if ring is not None:
+                ring.encode(self._storing.encode_frames, anew=anew)
+        if anew:
+            self._encoded = self.counters.done
+
+    def _drawn(self, batch_size: int, *, images: bool = True) -> Batch:
         """Windows of this run and, in the share that is set, of its prior data: RLPD's symmetric sampling."""
+        window, rng = self.agent.window, self.rng
         if self.prior is None:
-            return self.replay.sample(batch_size, self.agent.window, self.rng)
+            return self.replay.sample(batch_size, window, rng, images=images)
         prior = min(max(1, round(self.config.prior_share * batch_size)), batch_size - 1)
-        own = self.replay.sample(batch_size - prior, self.agent.window, self.rng)
-        return mixed(own, self.prior.sample(prior, self.agent.window, self.rng))
+        own = self.replay.sample(batch_size - prior, window, rng, images=images)
+        return mixed(own, self.prior.sample(prior, window, rng, images=images))
 
     def _roll_back(self, bad: str) -> None:
         """The weights of the last checkpoint, and the updates since then once more, on other batches.
@@ -233,6 +254,7 @@ class Learner:
             setattr(self.counters, name, getattr(then, name))
         self.counters.rollbacks += 1
         self._logged = self._looked = min(self._looked, self.counters.done)
+        self._encoded = -math.inf
         self.diverged, self.losses = False, {}
         self.notes.append(f"{what}: back to the checkpoint after {self.counters.done}.")
         if self.counters.updates:
@@ -372,6 +394,7 @@ class Learner:
 
         After an interrupt in the middle of an update, a part of that one gradient step is in it.
         """
+        self._encode(anew=True)  # as the learner will find it that goes on from here
         self.run.save_checkpoint(
             {
                 "agent": self.agent.state_dict(),
@@ -403,6 +426,7 @@ class Learner:
             for path in self.run.episodes(after=0):  # the replay as it was; later episodes come by `ingest`
                 if RunDir.episode_index(path) <= self.counters.episodes:
                     take(self.replay, path, self.agent.observations)
+            self._encode(anew=True)
         published = self.run.latest_weights(after=self.counters.version)
         if published is not None:  # the actor takes only what has a higher number
             self.counters.version = published[0]

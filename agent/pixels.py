@@ -121,6 +121,8 @@ class SacPixelsAgent:
             discount=batch.discount[:, -1],
         )
 
+    feature_age = 0  # no features are stored
+
     @property
     def pretrain_batch_size(self) -> int:
         """0: there is no model to train ahead of the actor-critic."""

@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+ENCODED_AT_ONCE = 4096  # frames: as many are copied out of the ring for it
+
 
 class ReplayTooSmall(ValueError):
     """Not enough steps are stored for a single window."""
@@ -29,6 +31,7 @@ class Batch:
     is_first: Tensor  # (B, T+1) bool: an episode starts here
     is_last: Tensor  # (B, T+1) bool: an episode ends here; its action leads nowhere
     angle: Tensor | None = None  # (B, T+1) float32 rad, what a probe should find; nan where nobody knows
+    features: Tensor | None = None  # (B, T+1, F) float32, as the replay's store of them has it
 
     def __len__(self) -> int:
         return len(self.action)
@@ -74,8 +77,11 @@ class SequenceReplay:
         state_size: int | None,
         action_size: int,
         path: Path | None = None,
+        feature_size: int | None = None,
     ) -> None:
         self.capacity = capacity
+        self._features = None if feature_size is None else np.zeros((capacity, feature_size), np.float32)
+        self._unencoded: list[NDArray[np.int64]] = []  # entries whose features are not known
         self._image = None if image_shape is None else _frames(path, (capacity, *image_shape))
         self._state = None if state_size is None else np.zeros((capacity, state_size), np.float32)
         self._action = np.zeros((capacity, action_size), np.float32)
@@ -119,27 +125,49 @@ class SequenceReplay:
         self._discount[at[-2]] = 0.0 if terminated else 1.0
         self._is_first[at], self._is_last[at] = False, False
         self._is_first[at[0]], self._is_last[at[-1]] = True, True
+        self._unencoded.append(at)
         self._head = int((at[-1] + 1) % self.capacity)
         self._size = min(self._size + steps + 1, self.capacity)
         self._starts.clear()
 
+    def encode(self, encoder: Callable[[NDArray[np.uint8]], NDArray[np.float32]], *, anew: bool) -> None:
+        """Fills the store of features: of all entries, or, unless `anew`, of those that have none.
+
+        encoder: (N, H, W, 3) uint8 -> (N, F).
+        """
+        assert self._image is not None
+        assert self._features is not None
+        oldest = (self._head - self._size) % self.capacity
+        every = (oldest + np.arange(self._size)) % self.capacity
+        for at in (
+            np.split(every, range(ENCODED_AT_ONCE, len(every), ENCODED_AT_ONCE)) if anew else self._unencoded
+        ):
+            self._features[at] = encoder(self._image[at])
+        self._unencoded.clear()
+
     def sample(
-        self, batch: int, length: int, rng: np.random.Generator, span: tuple[float, float] = (0.0, 1.0)
+        self,
+        batch: int,
+        length: int,
+        rng: np.random.Generator,
+        span: tuple[float, float] = (0.0, 1.0),
+        *,
+        images: bool = True,
     ) -> Batch:
         """Draws `batch` windows of `length` steps, uniformly over their starts.
 
         The last step of a window is never the false one from an episode's end to the next one's start;
         earlier steps may be, and is_first says where. span: the share of all windows to draw from, oldest
-        first. Raises ReplayTooSmall.
+        first. `images` False leaves the images out. Raises ReplayTooSmall.
         """
         starts = self._valid_starts(length)
         low, high = (round(share * len(starts)) for share in span)
         low = min(low, len(starts) - 1)
         begin = starts[rng.integers(low, max(high, low + 1), size=batch)]
         at = (begin[:, None] + np.arange(length + 1)) % self.capacity  # (B, T+1)
-        steps = at[:, :-1]
+        steps, seen = at[:, :-1], self._image if images else None
         return Batch(
-            image=None if self._image is None else _gather(self._image, at).permute(0, 1, 4, 2, 3),
+            image=None if seen is None else _gather(seen, at).permute(0, 1, 4, 2, 3),
             state=None if self._state is None else torch.from_numpy(self._state[at]),
             action=torch.from_numpy(self._action[steps]),
             reward=torch.from_numpy(self._reward[steps]),
@@ -147,6 +175,7 @@ class SequenceReplay:
             is_first=torch.from_numpy(self._is_first[at]),
             is_last=torch.from_numpy(self._is_last[at]),
             angle=torch.from_numpy(self._angle[at]),
+            features=None if self._features is None else torch.from_numpy(self._features[at]),
         )
 
     def _valid_starts(self, length: int) -> NDArray[np.int64]:

@@ -75,6 +75,7 @@ class SlacAgent:
     ) -> None:
         self.config = config
         self.window = config.window
+        self.feature_size = config.model.features
         self.device = torch.device(config.device)
         initial = torch.Generator().manual_seed(seed)
         encoder = slac_encoder(config, image_shape, initial)
@@ -94,26 +95,43 @@ class SlacAgent:
 
     @property
     def batch_size(self) -> int:
-        """Windows that one update wants."""
-        return self.config.sac.batch_size
+        """Windows with images that one update wants."""
+        return self.config.model_batch if self.feature_age else self.config.sac.batch_size
 
     @property
     def pretrain_batch_size(self) -> int:
         """Windows that one pretraining step wants."""
         return self.config.model_batch
 
-    def update(self, batch: Batch) -> dict[str, float]:
-        """One gradient step of model, critic, actor and temperature; returns losses and diagnostics."""
+    @property
+    def feature_age(self) -> int:
+        """Updates after which the features of all stored frames are to be renewed; 0: none are stored."""
+        return self.config.feature_age
+
+    @property
+    def encoded_batch_size(self) -> int:
+        """Windows with stored features in place of images that one update wants beside the model's own."""
+        sac = self.config.sac
+        return sac.batch_size * sac.critic_updates - self.config.model_batch if self.feature_age else 0
+
+    def update(self, batch: Batch, encoded: Batch | None = None) -> dict[str, float]:
+        """One gradient step of model, critic, actor and temperature; returns losses and diagnostics.
+
+        The first windows of `batch` train the model, all of them and those of `encoded`, which have features
+        in place of images, actor and critics.
+        """
         batch = self._shifted(batch)
         modelled, rest = batch.split(self.config.model_batch)
         features, belief = self._infer(modelled, self.generator)
         step = last_transition(modelled, features, belief.state)
-        if len(rest):
-            step = step.join(self._last_transition(rest))
+        for others in (rest, encoded):
+            if others is not None and len(others):
+                step = step.join(self._last_transition(others.to(self.device)))
         # The model steps only now: all losses see one set of parameters, as in the published code.
         metrics = self._descend_model(modelled, belief)
-        further = [step] * (self.config.sac.critic_updates - 1)
-        return to_floats(metrics | self.core.update(step, self.generator, further))
+        updates = self.config.sac.critic_updates
+        steps = [step] * updates if encoded is None else step.split(updates)
+        return to_floats(metrics | self.core.update(steps[0], self.generator, steps[1:]))
 
     def pretrain(self, batch: Batch) -> dict[str, float]:
         """One gradient step of the model alone, on the first windows of the batch."""
@@ -134,6 +152,13 @@ class SlacAgent:
         image = on_device(batch, self.device).image
         assert image is not None
         result: NDArray[np.float32] = self.model.encode(image[:, -1:])[:, 0].cpu().numpy()
+        return result
+
+    @torch.no_grad()
+    def encode_frames(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The features (N, F) of frames (N, H, W, 3), for the replay's store of them."""
+        images = torch.from_numpy(frames).to(self.device).permute(0, 3, 1, 2)
+        result: NDArray[np.float32] = self.model.encode(images[:, None])[:, 0].cpu().numpy()
         return result
 
     def reconstruct(self, batch: Batch) -> dict[str, NDArray[np.uint8]]:
@@ -187,8 +212,8 @@ class SlacAgent:
         return torch.Generator(self.device).manual_seed(0)
 
     def _infer(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Belief]:
-        assert batch.image is not None
-        features = self.model.encode(batch.image)
+        features = batch.features if batch.image is None else self.model.encode(batch.image)
+        assert features is not None
         return features, self.model.infer(features, batch.action, batch.is_first, generator)
 
     @torch.no_grad()
