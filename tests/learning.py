@@ -31,6 +31,7 @@ SLAC = {
     "sac": {"hidden": [8], "batch_size": 4},
     "model": {"base_depth": 2, "features": 8, "z1": 4, "z2": 8, "hidden": 8},
 }
+STORED = SLAC | {"feature_age": 3, "sac": {"hidden": [8], "batch_size": 4, "critic_updates": 2}}
 PIXELS = {
     "kind": "sac_pixels",
     "window": 3,

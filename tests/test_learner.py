@@ -33,7 +33,7 @@ from agent.learner import (
 from agent.metrics import MetricsLog, read_metrics
 from agent.replay import Batch, ReplayTooSmall
 from agent.run_dir import RunBusy, RunDir
-from tests.learning import PIXELS, SAC, SLAC, add_episode, make_run, reconfigure, same
+from tests.learning import PIXELS, SAC, SLAC, STORED, add_episode, make_run, reconfigure, same
 
 
 @pytest.fixture(autouse=True)
@@ -245,10 +245,66 @@ def test_nothing_is_drawn_without_a_model_or_before_it_learned(tmp_path: Path) -
         assert not (run.path / "reconstruction.png").exists()
 
 
+# --- stored features
+
+
+def test_stored_features_are_renewed_as_often_as_set_and_new_frames_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = filled(make_run(tmp_path / "run", STORED), 2, images=True)
+    learner, encoded = worked(Learner(run)), []
+    encode_frames = learner.agent.encode_frames  # type: ignore[attr-defined]
+
+    def count(frames: np.ndarray) -> np.ndarray:
+        encoded.append(len(frames))
+        features: np.ndarray = encode_frames(frames)
+        return features
+
+    monkeypatch.setattr(learner.agent, "encode_frames", count)
+    learner.checkpoint()
+    assert encoded == [12], "all of them: what a resumed learner will do"
+    add_episode(run, 3, images=True)
+    learner.ingest()
+    learner.train(1)
+    assert encoded == [12, 6], "an episode that came since"
+    learner.train(2)
+    assert encoded == [12, 6]
+    learner.train(1)
+    assert encoded == [12, 6, 18], "three updates later all of them"
+
+
+def test_stored_features_are_those_of_the_present_encoder_when_renewed(tmp_path: Path) -> None:
+    learner = worked(Learner(filled(make_run(tmp_path / "run", STORED), 2, images=True)))
+    learner.checkpoint()
+    batch = learner.replay.sample(16, learner.agent.window, np.random.default_rng(0))
+    assert batch.image is not None
+    assert batch.features is not None
+    frames = batch.image[:, -1].permute(0, 2, 3, 1).numpy()
+    expected = learner.agent.encode_frames(frames)  # type: ignore[attr-defined]
+    np.testing.assert_allclose(batch.features[:, -1], expected, atol=1e-6)
+
+
+def test_a_roll_back_renews_the_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = worked(Learner(filled(make_run(tmp_path / "run", STORED), 3, images=True)))
+    learner.checkpoint()
+    own = learner.agent.update
+    monkeypatch.setattr(learner.agent, "update", lambda *windows: {"critic_loss": float("nan")})
+    add_episode(learner.run, 4, images=True)
+    learner.ingest()
+    learner.train(1)
+    assert learner.counters.rollbacks == 1
+    learner.replay._features[:] = np.nan  # type: ignore[index]
+    monkeypatch.setattr(learner.agent, "update", own)
+    learner.train(1)
+    assert np.isfinite(learner.losses["critic_loss"])
+
+
 # --- checkpoints
 
 
-@pytest.mark.parametrize("agent", [SAC, PIXELS, SLAC], ids=["sac_state", "sac_pixels", "slac"])
+@pytest.mark.parametrize(
+    "agent", [SAC, PIXELS, SLAC, STORED], ids=["sac_state", "sac_pixels", "slac", "slac with stored features"]
+)
 def test_a_restored_learner_goes_on_bit_for_bit(agent: dict[str, Any], tmp_path: Path) -> None:
     run = filled(make_run(tmp_path / "run", agent), 3, images=agent is not SAC)
     first = worked(Learner(run))

@@ -210,3 +210,39 @@ def test_batch_splits_into_its_first_windows_and_the_rest() -> None:
     first, rest = batch.split(4)
     assert (len(first), len(rest)) == (4, 6)
     np.testing.assert_array_equal(np.concatenate((codes(first), codes(rest))), codes(batch))
+
+
+def test_features_are_stored_for_all_entries_or_for_the_new_ones() -> None:
+    replay = SequenceReplay(20, SHAPE, 2, 1, feature_size=1)
+    asked: list[int] = []
+
+    def encoder(frames: np.ndarray) -> np.ndarray:
+        asked.append(len(frames))
+        return frames[:, 0, 0, :1].astype(np.float32) + 0.5
+
+    for number, anew in ((0, False), (1, False), (2, True), (3, False)):
+        add(replay, number, 6)
+        replay.encode(encoder, anew=anew)
+        batch = draw(replay)
+        assert batch.features is not None
+        np.testing.assert_array_equal(batch.features[..., 0].numpy(), codes(batch) + 0.5)
+    assert asked == [7, 7, 20, 7]  # the ring wrapped
+
+
+def test_a_large_store_is_encoded_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.replay.ENCODED_AT_ONCE", 5)
+    replay = SequenceReplay(100, SHAPE, 2, 1, feature_size=1)
+    add(replay, 0, 6)
+    add(replay, 1, 6)
+    asked: list[int] = []
+    replay.encode(
+        lambda frames: asked.append(len(frames)) or np.ones((len(frames), 1), np.float32), anew=True
+    )
+    assert asked == [5, 5, 4]
+
+
+def test_images_can_be_left_out() -> None:
+    with_images, without = draw(filled()), filled().sample(200, 3, np.random.default_rng(0), images=False)
+    assert with_images.image is not None
+    assert without.image is None
+    assert torch.equal(with_images.reward, without.reward)

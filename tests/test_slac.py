@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from agent.build import build_agent, keep_freed_memory
 from agent.config import LatentConfig, SacConfig, SlacConfig
 from agent.pixels import shifted
 from agent.replay import Batch, SequenceReplay
+from agent.sac import Metrics, Transition
 from agent.slac import SlacAgent, history, last_transition, psnr
 
 SHAPE = (16, 16, 3)
@@ -318,3 +319,62 @@ def test_batch_without_images_is_refused_by_name() -> None:
 def test_model_batch_larger_than_the_batch_is_a_configuration_error() -> None:
     with pytest.raises(ValueError, match="model_batch 32 is more than"):
         SlacConfig(sac=SacConfig(batch_size=16))
+
+
+# --- stored features
+
+STORED = SMALL.model_copy(
+    update={"feature_age": 10, "sac": SacConfig(hidden=(32,), batch_size=6, critic_updates=2)}
+)
+
+
+def stored(ring: SequenceReplay, learner: SlacAgent, seed: int = 1) -> Batch:
+    """Windows without images, with features by the agent's encoder as it is."""
+    image = ring.sample(8, T, np.random.default_rng(seed)).image
+    assert image is not None
+    windows = ring.sample(8, T, np.random.default_rng(seed), images=False)
+    with torch.no_grad():
+        return dataclasses.replace(windows, features=learner.model.encode(image))
+
+
+def test_fresh_stored_features_give_the_transitions_that_images_give() -> None:
+    ring, learner = replay(), agent(STORED)
+    with_images = ring.sample(8, T, np.random.default_rng(1))
+    before = learner.generator.get_state()
+    expected = learner._last_transition(with_images)
+    learner.generator.set_state(before)
+    found = learner._last_transition(stored(ring, learner))
+    for field in dataclasses.fields(expected):
+        torch.testing.assert_close(getattr(found, field.name), getattr(expected, field.name))
+
+
+def test_each_critic_step_has_windows_of_its_own_and_the_model_only_those_with_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ring, learner = replay(), agent(STORED)
+    assert (learner.batch_size, learner.encoded_batch_size) == (4, 8)
+    steps = []
+    update = learner.core.update
+
+    def look(step: Transition, generator: torch.Generator, further: Sequence[Transition]) -> Metrics:
+        steps.extend([step, *further])
+        return update(step, generator, further)
+
+    monkeypatch.setattr(learner.core, "update", look)
+    batch = ring.sample(4, T, np.random.default_rng(0))
+    encoded = stored(ring, learner)
+    learner.update(batch, encoded)
+    assert [len(step.reward) for step in steps] == [6, 6]
+    rewards = torch.cat([step.reward for step in steps])
+    assert torch.equal(rewards, torch.cat((batch.reward[:, -1], encoded.reward[:, -1])))
+
+    other, again = agent(STORED), agent(STORED)
+    other.pretrain(batch)
+    again.update(batch, encoded)
+    for one, two in zip(other.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, two), "the stored windows reached the model"
+
+
+def test_stored_features_and_shifted_images_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match=r"feature_age 10 .* random_shift 4 .* set one of the two to 0"):
+        SlacConfig(feature_age=10, random_shift=4)
