@@ -15,7 +15,7 @@ from agent.config import AgentConfig, SacPixelsConfig, SacStateConfig
 from agent.pixels import SacPixelsAgent
 from agent.policy import PixelsPolicy, Policy, SlacPolicy, StatePolicy
 from agent.replay import Batch
-from agent.sac import SacStateAgent
+from agent.sac import SacStateAgent, SoftActorCritic
 from agent.slac import SlacAgent
 
 T = TypeVar("T")
@@ -26,6 +26,7 @@ class Agent(Protocol):
 
     observations: tuple[str, ...]  # the keys it learns from: "image", "state"
     window: int  # steps per window
+    core: SoftActorCritic
 
     @property
     def feature_age(self) -> int:
@@ -56,6 +57,10 @@ class Agent(Protocol):
 
     def features(self, batch: Batch) -> NDArray[np.float32]:
         """What the encoder makes of each window's newest frame (B, F), for probes."""
+        ...
+
+    def judge(self, batch: Batch) -> NDArray[np.float32]:
+        """What the critics expect of the last step of each window (B,)."""
         ...
 
     def reconstruct(self, batch: Batch) -> dict[str, NDArray[np.uint8]]:

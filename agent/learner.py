@@ -44,6 +44,7 @@ ROLLBACKS = 3  # of one run: what diverges more often needs a person
 PROBE_WINDOWS = 400  # as many as the probe fits and tests its reading on
 PROBE_CHUNK = 50  # windows that are encoded at once
 PROBE_SPLIT = 0.75  # of the stored windows, oldest first: fitted on these, tested on the rest
+AUDITED = 4  # episodes in which the critics' expectations are compared with what came
 BLIND = 45.0  # degrees: a model that errs more does not see the object
 
 
@@ -276,19 +277,51 @@ class Learner:
             for _ in range(round(PROBE_WINDOWS * share) // PROBE_CHUNK):
                 batch = self.replay.sample(PROBE_CHUNK, self.agent.window, aside, span)
                 assert batch.angle is not None
+                if batch.angle.isnan().any():
+                    return {}
                 read["latents"].append(self.agent.represent(batch))
                 read["features"].append(self.agent.features(batch))
                 angles.append(batch.angle[:, -1].numpy())
         angle = np.concatenate(angles)
-        if np.isnan(angle).any():
-            return {}
         return {name: probe(np.concatenate(rows), angle) for name, rows in read.items()}
 
+    def audit(self) -> dict[str, float]:
+        """What the critics expect in the newest episodes, and what came, on average over their first halves.
+
+        "expected" is Q(s, a); "received" adds up the discounted rewards up to the episode's end, the entropy
+        bonuses at their present size, and where a time limit ended it what the critics expect of the last
+        step. A gap says that the critics over- or underestimate. Empty before the first update.
+        """
+        if not self.counters.updates or "entropy" not in self.losses:
+            return {}
+        core, expected, received = self.agent.core, [], []
+        bonus = float(core.temperature.alpha) * self.losses["entropy"]
+        for windows in self.replay.newest_episodes(AUDITED, self.agent.window):
+            values = self.agent.judge(windows)
+            rewards, goes_on = windows.reward[:, -1].numpy(), windows.discount[:, -1].numpy()
+            total = float(values[-1] if goes_on[-1] else rewards[-1])
+            totals = [total]
+            for reward in rewards[-2::-1]:
+                total = float(reward) + core.config.discount * (total + bonus)
+                totals.append(total)
+            half = (len(values) + 1) // 2
+            expected += values[:half].tolist()
+            received += totals[::-1][:half]
+        if not expected:
+            return {}
+        return {"expected": float(np.mean(expected)), "received": float(np.mean(received))}
+
     def look_if_due(self) -> None:
-        """Probes the latents when the last time is `probe_every` updates ago; may end pretraining."""
+        """Probes latents and critics when the last time is `probe_every` updates ago.
+
+        What the latents know may end pretraining.
+        """
         if self.counters.done - self._looked < self.config.probe_every:
             return
         self._looked, seen = self.counters.done, self.look()
+        if self.metrics is not None and (audited := self.audit()):
+            row = {f"value/{name}": value for name, value in audited.items()}
+            self.metrics.write(self.counters.steps, row)
         if not seen:
             return
         self.probed = seen["latents"]

@@ -147,6 +147,11 @@ class SacPixelsAgent:
         result: NDArray[np.float32] = self._encode(image[:, -1:])[:, 0].cpu().numpy()
         return result
 
+    @torch.no_grad()
+    def judge(self, batch: Batch) -> NDArray[np.float32]:
+        """What the critics expect of the last step of each window (B,)."""
+        return self.core.judge(self.representation(on_device(batch, self.device)))
+
     def reconstruct(self, batch: Batch) -> dict[str, NDArray[np.uint8]]:
         """Nothing to see: features are not decoded."""
         return {}

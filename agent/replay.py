@@ -137,8 +137,7 @@ class SequenceReplay:
         """
         assert self._image is not None
         assert self._features is not None
-        oldest = (self._head - self._size) % self.capacity
-        every = (oldest + np.arange(self._size)) % self.capacity
+        every = self._ring(np.arange(self._size))
         for at in (
             np.split(every, range(ENCODED_AT_ONCE, len(every), ENCODED_AT_ONCE)) if anew else self._unencoded
         ):
@@ -165,6 +164,34 @@ class SequenceReplay:
         low = min(low, len(starts) - 1)
         begin = starts[rng.integers(low, max(high, low + 1), size=batch)]
         at = (begin[:, None] + np.arange(length + 1)) % self.capacity  # (B, T+1)
+        return self._windows(at, images=images)
+
+    def newest_episodes(self, count: int, length: int) -> list[Batch]:
+        """All windows of `length` steps within each of the newest `count` episodes that have one."""
+        ends = self._oldest_first(self._is_last)
+        starts = self._oldest_first(self._is_first)
+        episodes: list[Batch] = []
+        for end in ends[::-1]:
+            start = max(starts[starts < end], default=None)
+            if len(episodes) == count or start is None:
+                break
+            begin = np.arange(start, end - length + 1)
+            if len(begin):
+                episodes.append(
+                    self._windows(self._ring(begin[:, None] + np.arange(length + 1)), images=True)
+                )
+        return episodes
+
+    def _oldest_first(self, flags: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Where flags hold, counted from the oldest entry."""
+        return np.flatnonzero(flags[self._ring(np.arange(self._size))])
+
+    def _ring(self, number: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The places of entries that are counted from the oldest."""
+        return (self._head - self._size + number) % self.capacity
+
+    def _windows(self, at: NDArray[np.int64], *, images: bool) -> Batch:
+        """The windows at places (B, T+1) of the ring."""
         steps, seen = at[:, :-1], self._image if images else None
         return Batch(
             image=None if seen is None else _gather(seen, at).permute(0, 1, 4, 2, 3),
@@ -180,8 +207,7 @@ class SequenceReplay:
 
     def _valid_starts(self, length: int) -> NDArray[np.int64]:
         if length not in self._starts:
-            oldest = (self._head - self._size) % self.capacity
-            begin = (oldest + np.arange(self._size - length)) % self.capacity
+            begin = self._ring(np.arange(self._size - length))
             self._starts[length] = begin[~self._is_last[(begin + length - 1) % self.capacity]]
         if len(self._starts[length]) == 0:
             raise ReplayTooSmall(

@@ -287,6 +287,12 @@ class SoftActorCritic:
             "target_q": target.mean(),
         }
 
+    @torch.no_grad()
+    def judge(self, step: Transition) -> NDArray[np.float32]:
+        """What the critics expect of each step (B,): the discounted sum of rewards and entropy bonuses."""
+        value: NDArray[np.float32] = self.value.value_of(step.state, step.action).cpu().numpy()
+        return value
+
     def _update_temperature(self, log_prob: Tensor) -> Tensor:
         loss = self.temperature.loss(log_prob)
         if self._temperature_optimiser is not None:
@@ -430,6 +436,10 @@ class SacStateAgent:
     def features(self, batch: Batch) -> NDArray[np.float32]:
         """The same: nothing is encoded."""
         return self.represent(batch)
+
+    def judge(self, batch: Batch) -> NDArray[np.float32]:
+        """What the critics expect of the last step of each window (B,)."""
+        return self.core.judge(self.representation(batch.to(self.device)))
 
     def reconstruct(self, batch: Batch) -> dict[str, NDArray[np.uint8]]:
         """Nothing to see."""

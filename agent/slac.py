@@ -155,6 +155,13 @@ class SlacAgent:
         return result
 
     @torch.no_grad()
+    def judge(self, batch: Batch) -> NDArray[np.float32]:
+        """What the critics expect of the last step of each window (B,)."""
+        batch = on_device(batch, self.device)
+        features, belief = self._infer(batch, self._aside())
+        return self.core.judge(last_transition(batch, features, belief.state))
+
+    @torch.no_grad()
     def encode_frames(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The features (N, F) of frames (N, H, W, 3), for the replay's store of them."""
         images = torch.from_numpy(frames).to(self.device).permute(0, 3, 1, 2)

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from agent.episodes import EpisodeCorrupt
+from agent.episodes import EpisodeCorrupt, read_episode
 from agent.learner import (
     CheckpointMismatch,
     Counters,
@@ -243,6 +243,65 @@ def test_nothing_is_drawn_without_a_model_or_before_it_learned(tmp_path: Path) -
         assert learner.counters.pretrained == 0
         learner.save()
         assert not (run.path / "reconstruction.png").exists()
+
+
+# --- expectations of the critics
+
+
+def judged(learner: Learner, monkeypatch: pytest.MonkeyPatch, value: float) -> dict[str, float]:
+    """The audit of a learner whose critics expect `value` of everything."""
+    monkeypatch.setattr(
+        learner.agent, "judge", lambda windows: np.full(len(windows), value, np.float32), raising=True
+    )
+    return learner.audit()
+
+
+@pytest.mark.parametrize("agent", [SAC, PIXELS, SLAC], ids=["sac_state", "sac_pixels", "slac"])
+def test_expectations_are_compared_with_what_came(
+    agent: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand: gamma 0.99, five steps to an episode, the critics' own word about the last step."""
+    run = filled(make_run(tmp_path / "run", agent, random_steps=5), 6, images=agent is not SAC)
+    learner = worked(Learner(run))
+    bonus = float(learner.agent.core.temperature.alpha) * learner.losses["entropy"]
+    window = learner.agent.window
+    received = []
+    for index in (3, 4, 5, 6):
+        rewards = read_episode(run.path / f"episodes/{index:06d}.mcap").rewards
+        totals = [7.0]
+        for reward in rewards[-2 : window - 2 : -1] if window > 1 else rewards[-2::-1]:
+            totals.insert(0, reward + 0.99 * (totals[0] + bonus))
+        received += totals[: (len(totals) + 1) // 2]
+    found = judged(learner, monkeypatch, 7.0)
+    assert found["expected"] == 7.0
+    assert found["received"] == pytest.approx(np.mean(received), rel=1e-5)
+
+
+def test_after_a_true_failure_nothing_more_is_expected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = worked(Learner(filled(make_run(tmp_path / "run", SAC, random_steps=5), 3)))
+    images, states = None, np.zeros((3, 5), np.float32)
+    learner.replay.add_episode(
+        images, states, np.zeros((2, 2), np.float32), np.array([-1, -2], np.float32), terminated=True
+    )
+    monkeypatch.setattr("agent.learner.AUDITED", 1)
+    bonus = float(learner.agent.core.temperature.alpha) * learner.losses["entropy"]
+    found = judged(learner, monkeypatch, 7.0)
+    assert found["received"] == pytest.approx(-1 + 0.99 * (-2 + bonus), rel=1e-5)
+
+
+def test_expectations_stand_in_the_metrics_and_leave_training_alone(tmp_path: Path) -> None:
+    ends = []
+    for name, every in (("often", 1), ("never", 10_000)):
+        run = filled(make_run(tmp_path / name, SLAC, probe_every=every), 3, images=True)
+        with MetricsLog(run.path) as metrics:
+            learner = worked(Learner(run, metrics))
+        rows = [row for row in read_metrics(run.path) if "value/expected" in row]
+        assert bool(rows) == (name == "often")
+        assert all(np.isfinite(row["value/received"]) for row in rows)
+        ends.append(state_of(learner))
+    assert same(*ends)
 
 
 # --- stored features

@@ -246,3 +246,23 @@ def test_images_can_be_left_out() -> None:
     assert with_images.image is not None
     assert without.image is None
     assert torch.equal(with_images.reward, without.reward)
+
+
+def test_newest_episodes_come_as_all_their_windows() -> None:
+    replay = filled(episodes=4, steps=6)
+    add(replay, 4, 2)  # too short for a window of three steps
+    last, before = replay.newest_episodes(2, 3)
+    for batch in (last, before):
+        assert len(batch) == 4
+        expected = codes(batch)[0, 0] + np.arange(4)[:, None] + np.arange(4)
+        np.testing.assert_array_equal(codes(batch), expected)
+        assert batch.is_first[0, 0]
+        assert batch.is_last[-1, -1]
+        assert batch.is_first.sum() == batch.is_last.sum() == 1
+    assert codes(last)[0, 0] > codes(before)[0, 0]
+
+
+def test_an_episode_whose_beginning_was_overwritten_is_not_among_the_newest() -> None:
+    replay = filled(episodes=5, steps=6, capacity=17)  # two episodes of 7 entries, and 3 of a third
+    assert len(replay.newest_episodes(9, 3)) == 2
+    assert replay.newest_episodes(9, 6)[0].is_last[0, -1]
