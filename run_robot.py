@@ -130,6 +130,7 @@ def sizes(config: RunConfig) -> dict[str, Any]:
     return {
         "image_shape": (*task.image_size, 3),
         "state_size": task.state_size,
+        "joint_size": task.joint_size,
         "action_size": task.action_size,
     }
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agent.config import AgentConfig, SacPixelsConfig, SacStateConfig
+from agent.config import AgentConfig, ImageConfig, SacPixelsConfig, SacStateConfig
 from agent.pixels import SacPixelsAgent
 from agent.policy import PixelsPolicy, Policy, SlacPolicy, StatePolicy
 from agent.replay import Batch
@@ -131,13 +131,18 @@ def build_agent(
     state_size: int | None,
     action_size: int,
     seed: int,
+    joint_size: int = 0,
 ) -> Agent:
-    """The learner. image_shape: (H, W, 3). Raises ValueError when the observations it needs are missing."""
+    """The learner. image_shape: (H, W, 3); joint_size: of the state's numbers the first, the robot's own.
+
+    Raises ValueError when the observations it needs are missing.
+    """
     if isinstance(config, SacStateConfig):
         return SacStateAgent(config, _needed(state_size, "state"), action_size, seed)
+    shape, joint_size = _needed(image_shape, "image"), _felt(config, joint_size)
     if isinstance(config, SacPixelsConfig):
-        return SacPixelsAgent(config, _needed(image_shape, "image"), action_size, seed)
-    return SlacAgent(config, _needed(image_shape, "image"), action_size, seed)
+        return SacPixelsAgent(config, shape, action_size, seed, joint_size)
+    return SlacAgent(config, shape, action_size, seed, joint_size)
 
 
 def build_policy(
@@ -147,13 +152,22 @@ def build_policy(
     state_size: int | None,
     action_size: int,
     seed: int,
+    joint_size: int = 0,
 ) -> Policy:
     """The actor, with fresh weights until load_weights. image_shape: (H, W, 3). Raises as build_agent."""
     if isinstance(config, SacStateConfig):
         return StatePolicy(config, _needed(state_size, "state"), action_size, seed)
+    shape, joint_size = _needed(image_shape, "image"), _felt(config, joint_size)
     if isinstance(config, SacPixelsConfig):
-        return PixelsPolicy(config, _needed(image_shape, "image"), action_size, seed)
-    return SlacPolicy(config, _needed(image_shape, "image"), action_size, seed)
+        return PixelsPolicy(config, shape, action_size, seed, joint_size)
+    return SlacPolicy(config, shape, action_size, seed, joint_size)
+
+
+def _felt(config: ImageConfig, joint_size: int) -> int:
+    """How many numbers of its own joints an agent gets beside each image."""
+    if config.proprioception and not joint_size:
+        raise ValueError("agent.proprioception needs a robot with joints of its own, which this task has not")
+    return joint_size if config.proprioception else 0
 
 
 def _needed(size: T | None, key: str) -> T:

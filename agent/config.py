@@ -91,6 +91,9 @@ class ImageConfig(MachineConfig):
     precision: Literal["fp32", "bf16"] = "fp32"  # of the convolutions
     # Off in the papers. DrQ: 4; it draws anew for each image, here a window's frames move alike.
     random_shift: int = Field(0, ge=0)  # px, by which windows are moved at most before an update sees them
+    # The robot's own joint positions and velocities join each frame's features: what it can feel, it need not
+    # see. Never the object's.
+    proprioception: bool = False
 
 
 class SacPixelsConfig(ImageConfig):

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from agent.episodes import EpisodeCorrupt, EpisodeError, read_episode
+from agent.episodes import Episode, EpisodeCorrupt, EpisodeError, read_episode
 from agent.replay import Batch, SequenceReplay
 
 
@@ -27,7 +28,7 @@ def take(replay: SequenceReplay, path: Path, keys: Sequence[str]) -> int:
         try:
             replay.add_episode(
                 images=episode.images if "image" in keys else None,
-                states=episode.states if "state" in keys else None,
+                states=_states(episode, replay, keys),
                 actions=episode.actions,
                 rewards=episode.rewards.astype(np.float32),
                 terminated=episode.terminated,
@@ -36,6 +37,13 @@ def take(replay: SequenceReplay, path: Path, keys: Sequence[str]) -> int:
         except ValueError as error:  # images of another size, numbers that are none
             raise EpisodeCorrupt(path, str(error), episode) from error
     return len(episode.actions)
+
+
+def _states(episode: Episode, replay: SequenceReplay, keys: Sequence[str]) -> NDArray[np.float32] | None:
+    """The state, or for "joints" as many of its first numbers as the replay stores: the robot's own."""
+    if "joints" in keys and episode.states is not None:
+        return episode.states[:, : replay.state_size]
+    return episode.states if "state" in keys else None
 
 
 def prior_files(folders: Sequence[Path]) -> list[Path]:

@@ -59,11 +59,14 @@ class LatentModel(nn.Module):
         action_size: int,
         generator: torch.Generator,
         bf16: bool = False,
+        joint_size: int = 0,
     ) -> None:
+        """`joint_size`: how many numbers of the robot's joints come with each frame's features."""
         super().__init__()
         self.variance = config.decoder_variance
         self.sizes = (config.z1, config.z2)
-        features, z1, z2, state = config.features, config.z1, config.z2, config.z1 + config.z2
+        z1, z2, state = config.z1, config.z2, config.z1 + config.z2
+        features = config.features + joint_size
 
         def head(inputs: int, outputs: int, initial_std: float | None = None) -> GaussianHead:
             return GaussianHead(inputs, outputs, config.hidden, generator, initial_std)

@@ -133,11 +133,11 @@ class Learner:
         self._looked = 0  # updates by the last probe
 
     def _ring(self, spaces: Mapping[str, Any]) -> SequenceReplay:
-        keys = self.agent.observations
+        keys, sizes = self.agent.observations, {"state": "state_size", "joints": "joint_size"}
         return SequenceReplay(
             self.config.replay_capacity,
             image_shape=tuple(spaces["image_shape"]) if "image" in keys else None,
-            state_size=spaces["state_size"] if "state" in keys else None,
+            state_size=next((spaces[sizes[key]] for key in sizes if key in keys), None),
             action_size=spaces["action_size"],
             feature_size=self._storing.feature_size if self._storing else None,
         )

@@ -29,6 +29,11 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
     return batch.to(device)
 
 
+def with_joints(features: Tensor, joints: Tensor | None) -> Tensor:
+    """Each frame's features with what the robot felt then, if that is known: (B, T, F), (B, T, J)."""
+    return features if joints is None else torch.cat((features, joints), -1)
+
+
 def shifted(batch: Batch, pixels: int, generator: torch.Generator) -> Batch:
     """The windows moved by up to `pixels` px in both directions, edges repeated; the same batch for 0.
 
@@ -66,17 +71,22 @@ def back_filled(features: Tensor, is_first: Tensor) -> Tensor:
 class SacPixelsAgent:
     """Learns from images with plain soft actor-critic: what a latent model must be better than."""
 
-    observations: tuple[str, ...] = ("image",)
-
     def __init__(
-        self, config: SacPixelsConfig, image_shape: tuple[int, int, int], action_size: int, seed: int
+        self,
+        config: SacPixelsConfig,
+        image_shape: tuple[int, int, int],
+        action_size: int,
+        seed: int,
+        joint_size: int = 0,
     ) -> None:
+        self.observations: tuple[str, ...] = ("image", "joints") if joint_size else ("image",)
+        self.joint_size = joint_size
         self.config = config
         self.window = config.window
         self.device = torch.device(config.device)
         initial = torch.Generator().manual_seed(seed)
         self.encoder = slac_encoder(config, image_shape, initial).to(self.device)
-        seen = config.window * config.model.features
+        seen = config.window * (config.model.features + joint_size)
         self.core = soft_actor_critic(
             config.sac,
             state_size=seen,
@@ -105,9 +115,12 @@ class SacPixelsAgent:
     def representation(self, batch: Batch) -> Transition:
         """The last step of each window, through features (B, T*F); s alone carries the encoder's gradient."""
         assert batch.image is not None
+        joints = batch.state if self.joint_size else None
         before = self._encode(batch.image[:, :-1])  # (B, T, F)
+        before = with_joints(before, None if joints is None else joints[:, :-1])
         with torch.no_grad():
             newest = self._encode(batch.image[:, -1:])
+            newest = with_joints(newest, None if joints is None else joints[:, -1:])
             after = torch.cat((before[:, 1:], newest), 1)
         now = back_filled(before, batch.is_first[:, :-1]).flatten(1)
         after = back_filled(after, batch.is_first[:, 1:]).flatten(1)

@@ -98,7 +98,8 @@ class History:
     """What an ImagePolicy remembers: the newest frames, their features, and the actions between them."""
 
     frames: Tensor  # (T, H, W, 3) uint8, oldest first
-    features: Tensor  # (T, F)
+    joints: Tensor  # (T, J) what the robot felt then; J may be 0
+    features: Tensor  # (T, F + J)
     actions: Tensor  # (T-1, A), the last one taken after the newest frame
     version: int  # of the weights that made the features
 
@@ -117,7 +118,9 @@ class ImagePolicy(ABC):
         seed: int,
         *,
         observation_size: int,
+        joint_size: int,
     ) -> None:
+        self._joint_size = joint_size
         self._generator = torch.Generator().manual_seed(seed)
         self._window, self._action_size, self._version = config.window, action_size, 0
         self._encoder = slac_encoder(config, image_shape, self._generator)
@@ -138,9 +141,11 @@ class ImagePolicy(ABC):
     def act(
         self, carry: History | None, observation: Observation, *, explore: bool
     ) -> tuple[History, Action]:
-        """Acts on observation["image"] (H, W, 3) uint8."""
+        """Acts on observation["image"] (H, W, 3) uint8; with proprioception on the state's beginning, too."""
         frame = torch.from_numpy(np.array(observation["image"], np.uint8))
-        history = self._begin(frame) if carry is None else self._advance(carry, frame)
+        felt = observation["state"][: self._joint_size] if self._joint_size else ()
+        joints = torch.from_numpy(np.array(felt, np.float32))
+        history = self._begin(frame, joints) if carry is None else self._advance(carry, frame, joints)
         action = choose(self._policy(self.seen(history)[None]), explore, self._generator)
         actions = torch.cat((history.actions[1:], torch.from_numpy(action)[None]))
         return replace(history, actions=actions), action
@@ -151,36 +156,42 @@ class ImagePolicy(ABC):
         self._policy.load_state_dict(part_of(weights, "policy"))
         self._version += 1
 
-    def _begin(self, frame: Tensor) -> History:
-        features = self._encode(frame[None])
+    def _begin(self, frame: Tensor, joints: Tensor) -> History:
+        features = self._encode(frame[None], joints[None])
         return History(
             frames=frame.expand(self._window, *frame.shape),
+            joints=joints.expand(self._window, -1),
             features=features.expand(self._window, -1),
             actions=torch.zeros(self._window - 1, self._action_size),
             version=self._version,
         )
 
-    def _advance(self, history: History, frame: Tensor) -> History:
+    def _advance(self, history: History, frame: Tensor, joints: Tensor) -> History:
         frames = torch.cat((history.frames[1:], frame[None]))
+        felt = torch.cat((history.joints[1:], joints[None]))
         if history.version == self._version:
-            features = torch.cat((history.features[1:], self._encode(frame[None])))
+            features = torch.cat((history.features[1:], self._encode(frame[None], joints[None])))
         else:
-            features = self._encode(frames)
-        return History(frames, features, history.actions, self._version)
+            features = self._encode(frames, felt)
+        return History(frames, felt, features, history.actions, self._version)
 
-    def _encode(self, frames: Tensor) -> Tensor:
-        features: Tensor = self._encoder(frames.permute(0, 3, 1, 2))
-        return features
+    def _encode(self, frames: Tensor, joints: Tensor) -> Tensor:
+        return torch.cat((self._encoder(frames.permute(0, 3, 1, 2)), joints), 1)
 
 
 class SlacPolicy(ImagePolicy):
     """Acts from the newest T frames and the actions between them, with the actor that SlacAgent trains."""
 
     def __init__(
-        self, config: SlacConfig, image_shape: tuple[int, int, int], action_size: int, seed: int
+        self,
+        config: SlacConfig,
+        image_shape: tuple[int, int, int],
+        action_size: int,
+        seed: int,
+        joint_size: int = 0,
     ) -> None:
-        size = history_size(config.window, config.model.features, action_size)
-        super().__init__(config, image_shape, action_size, seed, observation_size=size)
+        size = history_size(config.window, config.model.features + joint_size, action_size)
+        super().__init__(config, image_shape, action_size, seed, observation_size=size, joint_size=joint_size)
 
     def seen(self, history: History) -> Tensor:
         """Features and actions."""
@@ -191,10 +202,15 @@ class PixelsPolicy(ImagePolicy):
     """Acts from the newest T frames alone, with the actor that SacPixelsAgent trains."""
 
     def __init__(
-        self, config: SacPixelsConfig, image_shape: tuple[int, int, int], action_size: int, seed: int
+        self,
+        config: SacPixelsConfig,
+        image_shape: tuple[int, int, int],
+        action_size: int,
+        seed: int,
+        joint_size: int = 0,
     ) -> None:
-        size = config.window * config.model.features
-        super().__init__(config, image_shape, action_size, seed, observation_size=size)
+        size = config.window * (config.model.features + joint_size)
+        super().__init__(config, image_shape, action_size, seed, observation_size=size, joint_size=joint_size)
 
     def seen(self, history: History) -> Tensor:
         """Features."""

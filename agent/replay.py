@@ -97,6 +97,11 @@ class SequenceReplay:
     def __len__(self) -> int:
         return self._size
 
+    @property
+    def state_size(self) -> int:
+        """Numbers per state; 0 when none are stored."""
+        return 0 if self._state is None else self._state.shape[1]
+
     def add_episode(
         self,
         images: NDArray[np.uint8] | None,

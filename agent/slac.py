@@ -19,7 +19,7 @@ from torch import Tensor
 from agent.config import SlacConfig
 from agent.latent import Belief, LatentModel
 from agent.networks import LOG_2PI
-from agent.pixels import back_filled, newest_start, on_device, shifted
+from agent.pixels import back_filled, newest_start, on_device, shifted, with_joints
 from agent.policy import history_size, slac_encoder
 from agent.replay import Batch
 from agent.sac import (
@@ -68,11 +68,16 @@ def psnr(log_prob: Tensor, values: int, variance: float) -> Tensor:
 class SlacAgent:
     """Learns from images alone: sequence model and soft actor-critic from the same windows."""
 
-    observations: tuple[str, ...] = ("image",)
-
     def __init__(
-        self, config: SlacConfig, image_shape: tuple[int, int, int], action_size: int, seed: int
+        self,
+        config: SlacConfig,
+        image_shape: tuple[int, int, int],
+        action_size: int,
+        seed: int,
+        joint_size: int = 0,
     ) -> None:
+        self.observations: tuple[str, ...] = ("image", "joints") if joint_size else ("image",)
+        self.joint_size = joint_size
         self.config = config
         self.window = config.window
         self.feature_size = config.model.features
@@ -80,13 +85,13 @@ class SlacAgent:
         initial = torch.Generator().manual_seed(seed)
         encoder = slac_encoder(config, image_shape, initial)
         bf16 = config.precision == "bf16"
-        model = LatentModel(config.model, encoder, image_shape, action_size, initial, bf16)
+        model = LatentModel(config.model, encoder, image_shape, action_size, initial, bf16, joint_size)
         self.model = model.to(self.device)
         self._model_optimiser = adam(self.model.parameters(), config.model.lr)
         self.core = soft_actor_critic(
             config.sac,
             state_size=config.model.z1 + config.model.z2,
-            observation_size=history_size(config.window, config.model.features, action_size),
+            observation_size=history_size(config.window, config.model.features + joint_size, action_size),
             action_size=action_size,
             generator=initial,
             device=self.device,
@@ -221,6 +226,7 @@ class SlacAgent:
     def _infer(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Belief]:
         features = batch.features if batch.image is None else self.model.encode(batch.image)
         assert features is not None
+        features = with_joints(features, batch.state if self.joint_size else None)
         return features, self.model.infer(features, batch.action, batch.is_first, generator)
 
     @torch.no_grad()

@@ -46,6 +46,8 @@ def cross_checks(config: RunConfig) -> Iterator[Problem]:
         yield Problem("hw.kind", f"{config.task.domain} is simulated only: --hw sim")
     if images:
         yield from _halvings(config.task.image_size)
+    if config.agent.kind != "sac_state" and config.agent.proprioception and config.task.kind != "valve":
+        yield Problem("agent.proprioception", "is for a robot with joints of its own, not for dm_control")
     random_steps = config.train.scaled().random_steps
     if config.agent.kind != "sac_state" and config.agent.window >= random_steps:
         window = f"a window of {config.agent.window} steps"

@@ -48,6 +48,11 @@ class Task(ABC):
         """N, the length of the state observation."""
 
     @property
+    def joint_size(self) -> int:
+        """How many numbers at the state's beginning are the robot's own joints, which it feels itself."""
+        return 0
+
+    @property
     @abstractmethod
     def parameters(self) -> dict[str, float]:
         """This episode's draw, as measured: enough to compute its rewards again from the log."""

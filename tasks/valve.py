@@ -152,6 +152,11 @@ class Valve(Task):
         return 3 * self.action_size + 5
 
     @property
+    def joint_size(self) -> int:
+        """Joint positions and velocities."""
+        return 2 * self.action_size
+
+    @property
     def parameters(self) -> dict[str, float]:
         """Goal and measured start angle of this episode, rad."""
         return {"goal": self.goal, "start": self.start}

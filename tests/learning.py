@@ -44,7 +44,7 @@ TRAIN = {"steps": 100, "random_steps": 6, "pretrain_updates": 4, "replay_capacit
 def make_run(path: Path, agent: dict[str, Any] = SAC, **train: Any) -> RunDir:
     """An empty run of 16x16 images, 5 state numbers and 2 joints."""
     run = RunDir.create(path, yaml.safe_dump({"train": {**TRAIN, **train}, "agent": agent}))
-    sizes = {"image_shape": [SIZE, SIZE, 3], "state_size": STATE, "action_size": ACTION}
+    sizes = {"image_shape": [SIZE, SIZE, 3], "state_size": STATE, "action_size": ACTION, "joint_size": 2}
     (path / "spaces.json").write_text(json.dumps(sizes))
     return run
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 import run_robot
-from agent.intake import PriorDataError, mixed, prior_files
+from agent.episodes import read_episode
+from agent.intake import PriorDataError, mixed, prior_files, take
 from agent.learner import Learner
-from agent.replay import Batch
+from agent.replay import Batch, SequenceReplay
 from agent.run_dir import RunDir
 from tests.learning import SAC, SLAC, add_episode, make_run, same
 
@@ -114,6 +115,17 @@ def test_any_first_part_is_mixed_as_the_whole_is(own: int, prior: int, first: in
     share = (both.reward[:first, 0] > 0).float().mean().item()
     assert share == pytest.approx(prior / (own + prior), abs=1 / first)
     assert (both.reward[:, 0] > 0).sum() == prior
+
+
+def test_joints_are_the_first_numbers_of_the_logged_state(demonstrations: RunDir) -> None:
+    ring = SequenceReplay(100, (16, 16, 3), 2, 2)
+    path = prior_files([demonstrations.path])[0]
+    assert take(ring, path, ("image", "joints")) == 5
+    episode = read_episode(path)
+    assert episode.states is not None
+    (windows,) = ring.newest_episodes(1, 5)
+    assert windows.state is not None
+    np.testing.assert_array_equal(windows.state[0], episode.states[:, :2])
 
 
 def test_a_folder_of_episodes_will_do(demonstrations: RunDir) -> None:

@@ -362,7 +362,9 @@ def test_a_roll_back_renews_the_features(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    "agent", [SAC, PIXELS, SLAC, STORED], ids=["sac_state", "sac_pixels", "slac", "slac with stored features"]
+    "agent",
+    [SAC, PIXELS, SLAC, STORED, STORED | {"proprioception": True}],
+    ids=["sac_state", "sac_pixels", "slac", "slac with stored features", "slac that also feels"],
 )
 def test_a_restored_learner_goes_on_bit_for_bit(agent: dict[str, Any], tmp_path: Path) -> None:
     run = filled(make_run(tmp_path / "run", agent), 3, images=agent is not SAC)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,6 +106,54 @@ def test_policy_sees_when_acting_what_it_sees_when_training_from_the_first_frame
             checked.add(int(step[0]))
             np.testing.assert_allclose(trained[row], actions[step[0]], atol=1e-5)
     assert checked == set(range(13))
+
+
+@pytest.mark.parametrize("config", [SMALL, PIXELS], ids=["slac", "sac_pixels"])
+def test_policy_feels_when_acting_what_it_feels_when_training(config: SlacConfig | SacPixelsConfig) -> None:
+    """Joints are the first three of the state's five numbers; the others it must never get."""
+    config = config.model_copy(update={"proprioception": True})
+    sizes: dict[str, Any] = {"image_shape": SHAPE, "state_size": 5, "action_size": 2, "joint_size": 3}
+    agent, policy = build_agent(config, seed=0, **sizes), build_policy(config, seed=1, **sizes)
+    assert isinstance(agent, SlacAgent | SacPixelsAgent)
+    assert agent.observations == ("image", "joints")
+    policy.load_weights(agent.policy_weights())
+    rng, images = np.random.default_rng(3), frames(14)
+    states = rng.normal(size=(14, 5)).astype(np.float32)
+
+    def act(states: np.ndarray) -> np.ndarray:
+        carry, actions = policy.initial(), []
+        for step, (image, state) in enumerate(zip(images, states, strict=True)):
+            if step == 6:  # re-encodes what it remembers, with what it felt then
+                policy.load_weights(agent.policy_weights())
+            carry, action = policy.act(carry, {"image": image, "state": state}, explore=False)
+            actions.append(action)
+        return np.array(actions)
+
+    actions = act(states)
+    np.testing.assert_array_equal(act(states * [1, 1, 1, 9, 9]), actions)
+    assert not np.allclose(act(states * [1, 1, 2, 1, 1]), actions)
+    replay = SequenceReplay(100, SHAPE, 3, 2)
+    replay.add_episode(images, states[:, :3], actions[:-1], np.zeros(13, np.float32), False)
+    batch = replay.sample(200, agent.window, rng)
+    assert batch.image is not None
+    with torch.no_grad():
+        if isinstance(agent, SlacAgent):
+            seen = agent._last_transition(batch).observation
+        else:
+            seen = agent.representation(batch).observation
+        trained = agent.core.policy(seen).mode.numpy()
+    for row, image in enumerate(batch.image[:, -2].permute(0, 2, 3, 1).numpy()):
+        step = int(np.flatnonzero((images == image).all((1, 2, 3)))[0])
+        if step >= agent.window:  # before, windows begin within the episode
+            np.testing.assert_allclose(trained[row], actions[step], atol=1e-5)
+    agent.update(replay.sample(8, agent.window, rng))
+
+
+def test_proprioception_without_joints_is_refused() -> None:
+    config = SMALL.model_copy(update={"proprioception": True})
+    for build in (build_agent, build_policy):
+        with pytest.raises(ValueError, match=r"agent\.proprioception needs a robot with joints"):
+            build(config, image_shape=SHAPE, state_size=5, action_size=2, seed=0)
 
 
 @both

@@ -96,6 +96,20 @@ def test_state_is_positions_velocities_directions_valve_velocity_and_last_action
     np.testing.assert_array_equal(state[23:], action)
 
 
+def test_what_the_robot_feels_of_itself_comes_first_and_says_nothing_of_the_valve() -> None:
+    task, rest = valve(), np.zeros(9, np.float32)
+    here, there = (
+        task.observe(snapshot(angle, velocity), rest)["state"] for angle, velocity in ((0, 0), (2, 1))
+    )
+    own = task.joint_size
+    joints = snapshot(0).joints
+    np.testing.assert_array_equal(
+        here[:own], np.concatenate((joints.position, joints.velocity)).astype(np.float32)
+    )
+    np.testing.assert_array_equal(here[:own], there[:own])
+    assert (here[own:] != there[own:]).any()
+
+
 @given(st.floats(-10, 10), st.floats(-math.pi / 2, math.pi / 2), st.integers(-3, 3))
 def test_full_turns_of_the_valve_change_neither_state_nor_reward(
     angle: float, goal: float, turns: int
