@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -27,7 +28,7 @@ from pydantic import TypeAdapter
 from agent.build import Agent, StoringAgent, build_agent, prepare_process
 from agent.config import AgentConfig
 from agent.episodes import EpisodeError
-from agent.files import DiskError
+from agent.files import DiskError, disk_errors
 from agent.intake import PriorDataError, fill_with_prior, mixed, take
 from agent.latent import probe
 from agent.metrics import MetricsLog, Stopwatch
@@ -116,7 +117,8 @@ class Learner:
         storing = bool(self.agent.feature_age) and isinstance(self.agent, StoringAgent)
         self._storing = cast(StoringAgent, self.agent) if storing else None
         self._encoded = -math.inf  # updates by the last time that all stored frames were encoded
-        self.replay = self._ring(spaces)
+        with disk_errors(run.path / "replay"):
+            self.replay = self._ring(spaces, run.path / "replay" if config.replay_on_disk else None)
         self.prior: SequenceReplay | None = None  # episodes of other runs
         if config.prior:
             self.prior = self._ring(spaces)
@@ -132,13 +134,14 @@ class Learner:
         self._logged = 0  # updates by the last row of metrics
         self._looked = 0  # updates by the last probe
 
-    def _ring(self, spaces: Mapping[str, Any]) -> SequenceReplay:
+    def _ring(self, spaces: Mapping[str, Any], path: Path | None = None) -> SequenceReplay:
         keys, sizes = self.agent.observations, {"state": "state_size", "joints": "joint_size"}
         return SequenceReplay(
             self.config.replay_capacity,
             image_shape=tuple(spaces["image_shape"]) if "image" in keys else None,
             state_size=next((spaces[sizes[key]] for key in sizes if key in keys), None),
             action_size=spaces["action_size"],
+            path=path,
             feature_size=self._storing.feature_size if self._storing else None,
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -67,7 +69,7 @@ class SequenceReplay:
     """Keeps the newest `capacity` steps and draws windows, also across the ends of episodes.
 
     An episode of L steps takes L+1 entries: its last observation has no action. Images are uint8 (H, W, 3),
-    in memory or, with `path`, in a file of that name that is overwritten.
+    in memory or, with `path`, in a file for which the folder must be writable; OSError when it is full.
     """
 
     def __init__(
@@ -255,9 +257,17 @@ def _require_finite(**values: NDArray[np.float32] | None) -> None:
 
 
 def _frames(path: Path | None, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Zeros, in memory or in a file without a name, which is gone with the process.
+
+    The file's blocks are the process's own from the start: a full disk is an error here, not a SIGBUS hours
+    later. Raises OSError.
+    """
     if path is None:
         return np.zeros(shape, np.uint8)
-    return np.memmap(path, np.uint8, "w+", shape=shape)
+    with path.open("w+b") as file:
+        path.unlink()
+        os.posix_fallocate(file.fileno(), 0, math.prod(shape))
+        return np.memmap(file, np.uint8, "r+", shape=shape)
 
 
 def _gather(frames: NDArray[np.uint8], at: NDArray[np.int64]) -> Tensor:

@@ -36,6 +36,8 @@ class TrainConfig(Config):
         description="runs whose episodes train as well: demonstrations, another task's, an earlier robot's",
     )
     prior_share: float = Field(0.5, gt=0, lt=1, description="of each batch that comes from them")
+    # Memory is taken as the replay fills, 1.2 GB for 100,000 images of 64x64; the file at once.
+    replay_on_disk: bool = Field(False, description="the replay's images in a file of the run, not in memory")
     evaluate_every: int = Field(10_000, ge=1, description="control steps between evaluations")
     evaluation_episodes: int = Field(10, ge=1, description="greedy episodes per evaluation")
     final_episodes: int = Field(20, ge=1, description="greedy episodes at the end of the run")

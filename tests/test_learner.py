@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from agent.episodes import EpisodeCorrupt, read_episode
+from agent.files import DiskError
 from agent.learner import (
     CheckpointMismatch,
     Counters,
@@ -243,6 +244,24 @@ def test_nothing_is_drawn_without_a_model_or_before_it_learned(tmp_path: Path) -
         assert learner.counters.pretrained == 0
         learner.save()
         assert not (run.path / "reconstruction.png").exists()
+
+
+# --- the replay's images in a file
+
+
+def test_a_learner_with_its_replay_on_disk_learns_the_same(tmp_path: Path) -> None:
+    ends = []
+    for on_disk in (False, True):
+        run = filled(make_run(tmp_path / str(on_disk), SLAC, replay_on_disk=on_disk), 3, images=True)
+        ends.append(state_of(worked(Learner(run))))
+        assert not (run.path / "replay").exists()
+    assert same(*ends)
+
+
+def test_no_room_for_the_replay_is_told(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", SLAC, replay_on_disk=True, replay_capacity=10**12)
+    with pytest.raises(DiskError, match=r"run/replay could not be written: .*(space|large)"):
+        Learner(run)
 
 
 # --- expectations of the critics

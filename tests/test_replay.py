@@ -165,6 +165,13 @@ def test_ring_in_a_file_gives_what_the_ring_in_memory_gives(tmp_path: Path) -> N
     on_disk, in_memory = draw(filled(path=tmp_path / "frames")), draw(filled())
     assert on_disk.image is not None
     assert torch.equal(on_disk.image, in_memory.image)
+    assert not list(tmp_path.iterdir()), "a killed learner would leave it behind"
+
+
+def test_a_file_for_which_there_is_no_room_is_an_error_at_once(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"space|large"):
+        SequenceReplay(10**12, SHAPE, None, 1, tmp_path / "frames")
+    assert not list(tmp_path.iterdir())
 
 
 def test_images_are_channels_last_in_memory_as_convolutions_want_them() -> None:
