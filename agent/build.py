@@ -26,6 +26,7 @@ class Agent(Protocol):
 
     observations: tuple[str, ...]  # the keys it learns from: "image", "state"
     window: int  # steps per window
+    device: torch.device
     core: SoftActorCritic
 
     @property
@@ -95,7 +96,7 @@ class StoringAgent(Agent, Protocol):
         """One gradient step of everything; returns losses and diagnostics."""
         ...
 
-    def encode_frames(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def encode_frames(self, frames: Tensor) -> Tensor:
         """The features (N, F) of frames (N, H, W, 3)."""
         ...
 

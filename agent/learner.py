@@ -32,7 +32,7 @@ from agent.files import DiskError, disk_errors
 from agent.intake import PriorDataError, fill_with_prior, mixed, take
 from agent.latent import probe
 from agent.metrics import MetricsLog, Stopwatch
-from agent.replay import Batch, ReplayTooSmall, SequenceReplay
+from agent.replay import CPU, Batch, ReplayTooSmall, SequenceReplay
 from agent.report import strip
 from agent.run_dir import RunBusy, RunDir, RunError
 from agent.schedule import TrainConfig
@@ -142,8 +142,17 @@ class Learner:
             state_size=next((spaces[sizes[key]] for key in sizes if key in keys), None),
             action_size=spaces["action_size"],
             path=path,
+            device=self._home(spaces) if path is None else CPU,
             feature_size=self._storing.feature_size if self._storing else None,
         )
+
+    def _home(self, spaces: Mapping[str, Any]) -> torch.device:
+        """Where a ring's images lie: on the GPU that learns if they take less than half of what is free."""
+        device = self.agent.device
+        if device.type != "cuda" or "image" not in self.agent.observations:
+            return CPU
+        needed = self.config.replay_capacity * math.prod(spaces["image_shape"])
+        return device if needed < torch.cuda.mem_get_info(device)[0] / 2 else CPU
 
     def ingest(self) -> int:
         """Takes in every episode that was closed since the last call; returns the steps gained.

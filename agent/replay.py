@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+CPU = torch.device("cpu")
 ENCODED_AT_ONCE = 4096  # frames: as many are copied out of the ring for it
 
 
@@ -68,7 +69,8 @@ class Batch:
 class SequenceReplay:
     """Keeps the newest `capacity` steps and draws windows, also across the ends of episodes.
 
-    An episode of L steps takes L+1 entries: its last observation has no action. Images are uint8 (H, W, 3),
+    An episode of L steps takes L+1 entries: its last observation has no action. Images and features lie on
+    `device`, and that is where windows of them come; all else is small. Images are uint8 (H, W, 3), on a CPU
     in memory or, with `path`, in a file for which the folder must be writable; OSError when it is full.
     """
 
@@ -80,11 +82,12 @@ class SequenceReplay:
         action_size: int,
         path: Path | None = None,
         feature_size: int | None = None,
+        device: torch.device = CPU,
     ) -> None:
         self.capacity = capacity
-        self._features = None if feature_size is None else np.zeros((capacity, feature_size), np.float32)
+        self._features = None if feature_size is None else torch.zeros(capacity, feature_size, device=device)
         self._unencoded: list[NDArray[np.int64]] = []  # entries whose features are not known
-        self._image = None if image_shape is None else _frames(path, (capacity, *image_shape))
+        self._image = None if image_shape is None else _frames(path, (capacity, *image_shape), device)
         self._state = None if state_size is None else np.zeros((capacity, state_size), np.float32)
         self._action = np.zeros((capacity, action_size), np.float32)
         self._reward = np.zeros(capacity, np.float32)
@@ -137,18 +140,17 @@ class SequenceReplay:
         self._size = min(self._size + steps + 1, self.capacity)
         self._starts.clear()
 
-    def encode(self, encoder: Callable[[NDArray[np.uint8]], NDArray[np.float32]], *, anew: bool) -> None:
+    def encode(self, encoder: Callable[[Tensor], Tensor], *, anew: bool) -> None:
         """Fills the store of features: of all entries, or, unless `anew`, of those that have none.
 
-        encoder: (N, H, W, 3) uint8 -> (N, F).
+        encoder: (N, H, W, 3) uint8 -> (N, F), both on the replay's device.
         """
         assert self._image is not None
         assert self._features is not None
         every = self._ring(np.arange(self._size))
-        for at in (
-            np.split(every, range(ENCODED_AT_ONCE, len(every), ENCODED_AT_ONCE)) if anew else self._unencoded
-        ):
-            self._features[at] = encoder(self._image[at])
+        pieces = [every[i : i + ENCODED_AT_ONCE] for i in range(0, len(every), ENCODED_AT_ONCE)]
+        for at in pieces if anew else self._unencoded:
+            self._features[_index(self._features, at)] = encoder(_gather(self._image, at))
         self._unencoded.clear()
 
     def sample(
@@ -209,7 +211,7 @@ class SequenceReplay:
             is_first=torch.from_numpy(self._is_first[at]),
             is_last=torch.from_numpy(self._is_last[at]),
             angle=torch.from_numpy(self._angle[at]),
-            features=None if self._features is None else torch.from_numpy(self._features[at]),
+            features=None if self._features is None else _gather(self._features, at),
         )
 
     def _valid_starts(self, length: int) -> NDArray[np.int64]:
@@ -234,7 +236,11 @@ class SequenceReplay:
             raise ValueError(f"An episode of {steps} steps does not fit a ring of {self.capacity} entries")
         if len(rewards) != steps:
             raise ValueError(f"{steps} actions came with {len(rewards)} rewards; expected one for each")
-        for name, store, given in (("images", self._image, images), ("states", self._state, states)):
+        stores: tuple[tuple[str, Tensor | NDArray[np.float32] | None, NDArray[Any] | None], ...] = (
+            ("images", self._image, images),
+            ("states", self._state, states),
+        )
+        for name, store, given in stores:
             expected = None if store is None else (steps + 1, *store.shape[1:])
             seen = None if given is None else given.shape
             if expected is not None and seen != expected:
@@ -244,7 +250,7 @@ class SequenceReplay:
         self, at: NDArray[np.int64], images: NDArray[np.uint8] | None, states: NDArray[np.float32] | None
     ) -> None:
         if self._image is not None and images is not None:
-            self._image[at] = images
+            self._image[_index(self._image, at)] = torch.from_numpy(images).to(self._image.device)
         if self._state is not None and states is not None:
             self._state[at] = states
 
@@ -256,21 +262,27 @@ def _require_finite(**values: NDArray[np.float32] | None) -> None:
             raise ValueError(f"{name} of step {step} are no numbers: {rows[step]}")
 
 
-def _frames(path: Path | None, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Zeros, in memory or in a file without a name, which is gone with the process.
+def _frames(path: Path | None, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Zeros on a device, or in a file without a name, which is gone with the process.
 
     The file's blocks are the process's own from the start: a full disk is an error here, not a SIGBUS hours
     later. Raises OSError.
     """
+    if path is None and device.type == "cpu":
+        return torch.from_numpy(np.zeros(shape, np.uint8))  # untouched, it takes no memory
     if path is None:
-        return np.zeros(shape, np.uint8)
+        return torch.zeros(shape, dtype=torch.uint8, device=device)
     with path.open("w+b") as file:
         path.unlink()
         os.posix_fallocate(file.fileno(), 0, math.prod(shape))
-        return np.memmap(file, np.uint8, "r+", shape=shape)
+        return torch.from_numpy(np.memmap(file, np.uint8, "r+", shape=shape))
 
 
-def _gather(frames: NDArray[np.uint8], at: NDArray[np.int64]) -> Tensor:
-    flat = torch.from_numpy(frames).flatten(1)
-    rows = flat.index_select(0, torch.from_numpy(at.ravel()))
-    return rows.view(*at.shape, *frames.shape[1:])
+def _index(store: Tensor, at: NDArray[np.int64]) -> Tensor:
+    return torch.from_numpy(at).to(store.device)
+
+
+def _gather(store: Tensor, at: NDArray[np.int64]) -> Tensor:
+    """The rows (*at.shape, ...) of a store (N, ...), where it lies."""
+    rows = store.flatten(1).index_select(0, _index(store, at.ravel()))
+    return rows.view(*at.shape, *store.shape[1:])

@@ -167,11 +167,10 @@ class SlacAgent:
         return self.core.judge(last_transition(batch, features, belief.state))
 
     @torch.no_grad()
-    def encode_frames(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """The features (N, F) of frames (N, H, W, 3), for the replay's store of them."""
-        images = torch.from_numpy(frames).to(self.device).permute(0, 3, 1, 2)
-        result: NDArray[np.float32] = self.model.encode(images[:, None])[:, 0].cpu().numpy()
-        return result
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        """The features (N, F) of frames (N, H, W, 3), where these are, for the replay's store of them."""
+        images = frames.to(self.device).permute(0, 3, 1, 2)
+        return self.model.encode(images[:, None])[:, 0].to(frames.device)
 
     def reconstruct(self, batch: Batch) -> dict[str, NDArray[np.uint8]]:
         """What the model sees and imagines: up to 8 strips (n, T+1, H, W, 3) of each kind.

@@ -333,9 +333,9 @@ def test_stored_features_are_renewed_as_often_as_set_and_new_frames_at_once(
     learner, encoded = worked(Learner(run)), []
     encode_frames = learner.agent.encode_frames  # type: ignore[attr-defined]
 
-    def count(frames: np.ndarray) -> np.ndarray:
+    def count(frames: torch.Tensor) -> torch.Tensor:
         encoded.append(len(frames))
-        features: np.ndarray = encode_frames(frames)
+        features: torch.Tensor = encode_frames(frames)
         return features
 
     monkeypatch.setattr(learner.agent, "encode_frames", count)
@@ -357,9 +357,9 @@ def test_stored_features_are_those_of_the_present_encoder_when_renewed(tmp_path:
     batch = learner.replay.sample(16, learner.agent.window, np.random.default_rng(0))
     assert batch.image is not None
     assert batch.features is not None
-    frames = batch.image[:, -1].permute(0, 2, 3, 1).numpy()
+    frames = batch.image[:, -1].permute(0, 2, 3, 1)
     expected = learner.agent.encode_frames(frames)  # type: ignore[attr-defined]
-    np.testing.assert_allclose(batch.features[:, -1], expected, atol=1e-6)
+    torch.testing.assert_close(batch.features[:, -1], expected, atol=1e-6, rtol=0)
 
 
 def test_a_roll_back_renews_the_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -223,9 +223,9 @@ def test_features_are_stored_for_all_entries_or_for_the_new_ones() -> None:
     replay = SequenceReplay(20, SHAPE, 2, 1, feature_size=1)
     asked: list[int] = []
 
-    def encoder(frames: np.ndarray) -> np.ndarray:
+    def encoder(frames: torch.Tensor) -> torch.Tensor:
         asked.append(len(frames))
-        return frames[:, 0, 0, :1].astype(np.float32) + 0.5
+        return frames[:, 0, 0, :1].float() + 0.5
 
     for number, anew in ((0, False), (1, False), (2, True), (3, False)):
         add(replay, number, 6)
@@ -242,9 +242,12 @@ def test_a_large_store_is_encoded_in_pieces(monkeypatch: pytest.MonkeyPatch) -> 
     add(replay, 0, 6)
     add(replay, 1, 6)
     asked: list[int] = []
-    replay.encode(
-        lambda frames: asked.append(len(frames)) or np.ones((len(frames), 1), np.float32), anew=True
-    )
+
+    def encoder(frames: torch.Tensor) -> torch.Tensor:
+        asked.append(len(frames))
+        return torch.ones(len(frames), 1)
+
+    replay.encode(encoder, anew=True)
     assert asked == [5, 5, 4]
 
 
