@@ -113,6 +113,8 @@ class SlacConfig(ImageConfig):
     # all stored frames that are renewed every N updates: many windows for the price of few, fresh ones for
     # each of `sac.critic_updates`, and features that are up to N updates old.
     feature_age: int = Field(0, ge=0)
+    # On a GPU: the whole update as one CUDA graph. Never run by us.
+    cuda_graph: bool = False
 
     @model_validator(mode="after")
     def _model_batch_is_part_of_batch(self) -> Self:
@@ -121,6 +123,8 @@ class SlacConfig(ImageConfig):
                 f"model_batch {self.model_batch} is more than sac.batch_size {self.sac.batch_size}: "
                 "the model learns from the first windows of the same batch"
             )
+        if self.cuda_graph and not self.device.startswith("cuda"):
+            raise ValueError(f"cuda_graph is for device cuda; it is {self.device}")
         if self.feature_age and self.random_shift:
             raise ValueError(
                 f"feature_age {self.feature_age} keeps features of images as they are, random_shift "

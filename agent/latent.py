@@ -33,6 +33,11 @@ class Belief:
         """What critic and decoder see (B, T+1, Z1 + Z2)."""
         return torch.cat((self.z1, self.z2), -1)
 
+    def of_first(self, count: int) -> Belief:
+        """That of the first `count` windows."""
+        q = Gaussian(self.posterior.mean[:count], self.posterior.std[:count])
+        return Belief(self.z1[:count], self.z2[:count], q)
+
 
 @dataclass(frozen=True, slots=True)
 class Evidence:

@@ -53,15 +53,24 @@ class Batch:
 
     def join(self, other: Batch) -> Batch:
         """The windows of both, which hold the same kinds of observation."""
-        parts = self._parts()
+        parts = self.parts()
         return replace(
             self, **{name: torch.cat((part, getattr(other, name))) for name, part in parts.items()}
         )
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        return replace(self, **{name: change(part) for name, part in self._parts().items()})
+        return replace(self, **{name: change(part) for name, part in self.parts().items()})
 
-    def _parts(self) -> dict[str, Any]:
+    def without_observations(self) -> Batch:
+        """Actions, rewards and flags alone."""
+        return replace(self, image=None, state=None, angle=None, features=None)
+
+    def clone(self) -> Batch:
+        """A copy with tensors of its own."""
+        return self._map(torch.clone)
+
+    def parts(self) -> dict[str, Tensor]:
+        """What there is, by name."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: part for name, part in parts.items() if part is not None}
 

@@ -205,8 +205,9 @@ class EnsembleValue(nn.Module):
 
 
 def adam(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Adam:
-    """Adam as TensorFlow sets it, in one fused kernel."""
-    return torch.optim.Adam(parameters, lr=lr, eps=1e-8, fused=True)
+    """Adam as TensorFlow sets it, in one fused kernel; on a GPU fit for a CUDA graph."""
+    parameters = list(parameters)
+    return torch.optim.Adam(parameters, lr=lr, eps=1e-8, fused=True, capturable=parameters[0].is_cuda)
 
 
 class SoftActorCritic:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from agent.latent import Belief, LatentModel
 from agent.networks import LOG_2PI
 from agent.pixels import back_filled, newest_start, on_device, shifted, with_joints
 from agent.policy import history_size, slac_encoder
+from agent.recorded import Recorded
 from agent.replay import Batch
 from agent.sac import (
     Metrics,
@@ -97,6 +98,8 @@ class SlacAgent:
             device=self.device,
         )
         self.generator = torch.Generator(self.device).manual_seed(seed)
+        self._one_loop = self.device.type == "cuda"  # there a second loop costs as much time as the first
+        self._recorded = Recorded(self._compute, self.generator) if config.cuda_graph else None
 
     @property
     def batch_size(self) -> int:
@@ -125,18 +128,40 @@ class SlacAgent:
         The first windows of `batch` train the model, all of them and those of `encoded`, which have features
         in place of images, actor and critics.
         """
-        batch = self._shifted(batch)
-        modelled, rest = batch.split(self.config.model_batch)
-        features, belief = self._infer(modelled, self.generator)
-        step = last_transition(modelled, features, belief.state)
-        for others in (rest, encoded):
-            if others is not None and len(others):
-                step = step.join(self._last_transition(others.to(self.device)))
+        batch = on_device(batch, self.device)
+        encoded = None if encoded is None else encoded.to(self.device)
+        return to_floats((self._recorded or self._compute)(batch, encoded))
+
+    def _compute(self, batch: Batch, encoded: Batch | None) -> Metrics:
+        """An update that waits for nothing: on a GPU it can be recorded."""
+        modelled, rest = self._shifted(batch).split(self.config.model_batch)
+        others = [part for part in (rest, encoded) if part is not None and len(part)]
+        infer = self._infer_at_once if self._one_loop else self._infer_apart
+        belief, step = infer(modelled, others)
         # The model steps only now: all losses see one set of parameters, as in the published code.
         metrics = self._descend_model(modelled, belief)
         updates = self.config.sac.critic_updates
         steps = [step] * updates if encoded is None else step.split(updates)
-        return to_floats(metrics | self.core.update(steps[0], self.generator, steps[1:]))
+        return metrics | self.core.update(steps[0], self.generator, steps[1:])
+
+    def _infer_apart(self, modelled: Batch, others: Sequence[Batch]) -> tuple[Belief, Transition]:
+        """The model's belief, and the last step of all windows; no gradient is kept of those of `others`."""
+        features, belief = self._infer(modelled, self.generator)
+        step = last_transition(modelled, features, belief.state)
+        for part in others:
+            step = step.join(self._last_transition(part))
+        return belief, step
+
+    def _infer_at_once(self, modelled: Batch, others: Sequence[Batch]) -> tuple[Belief, Transition]:
+        """The same in one recurrence over all windows: fewer kernels, more arithmetic."""
+        features, windows = [self._seen(modelled)], modelled.without_observations()
+        for part in others:
+            with torch.no_grad():
+                features.append(self._seen(part))
+            windows = windows.join(part.without_observations())
+        every = torch.cat(features)
+        belief = self.model.infer(every, windows.action, windows.is_first, self.generator)
+        return belief.of_first(len(modelled)), last_transition(windows, every, belief.state)
 
     def pretrain(self, batch: Batch) -> dict[str, float]:
         """One gradient step of the model alone, on the first windows of the batch."""
@@ -214,6 +239,8 @@ class SlacAgent:
         self._model_optimiser.load_state_dict(state["model_optimiser"])
         self.core.load_state_dict(state["core"])
         self.generator.set_state(state["generator"].cpu())
+        if self._recorded is not None:
+            self._recorded.forget()
 
     def _shifted(self, batch: Batch) -> Batch:
         """On the device; what the encoder sees is also what the decoder has to reconstruct."""
@@ -223,10 +250,14 @@ class SlacAgent:
         return torch.Generator(self.device).manual_seed(0)
 
     def _infer(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Belief]:
+        features = self._seen(batch)
+        return features, self.model.infer(features, batch.action, batch.is_first, generator)
+
+    def _seen(self, batch: Batch) -> Tensor:
+        """Features of every frame (B, T+1, F), with what the robot felt then if it feels."""
         features = batch.features if batch.image is None else self.model.encode(batch.image)
         assert features is not None
-        features = with_joints(features, batch.state if self.joint_size else None)
-        return features, self.model.infer(features, batch.action, batch.is_first, generator)
+        return with_joints(features, batch.state if self.joint_size else None)
 
     @torch.no_grad()
     def _last_transition(self, batch: Batch) -> Transition:

@@ -334,7 +334,7 @@ def stored(ring: SequenceReplay, learner: SlacAgent, seed: int = 1) -> Batch:
     assert image is not None
     windows = ring.sample(8, T, np.random.default_rng(seed), images=False)
     with torch.no_grad():
-        return dataclasses.replace(windows, features=learner.model.encode(image))
+        return dataclasses.replace(windows, features=learner.model.encode(image.to(learner.device)))
 
 
 def test_fresh_stored_features_give_the_transitions_that_images_give() -> None:
@@ -378,3 +378,54 @@ def test_each_critic_step_has_windows_of_its_own_and_the_model_only_those_with_i
 def test_stored_features_and_shifted_images_exclude_each_other() -> None:
     with pytest.raises(ValueError, match=r"feature_age 10 .* random_shift 4 .* set one of the two to 0"):
         SlacConfig(feature_age=10, random_shift=4)
+
+
+# --- on a GPU
+
+
+@pytest.mark.parametrize("config", [SMALL, STORED], ids=["published", "stored features"])
+def test_one_recurrence_over_all_windows_computes_what_two_do(
+    config: SlacConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU does, done here. Without noise, of which other numbers would be drawn for other shapes."""
+    monkeypatch.setattr("agent.latent.noise_like", lambda x, generator: torch.zeros_like(x))
+    ring, ends = replay(), []
+    for one_loop in (False, True):
+        learner = agent(config)
+        learner._one_loop = one_loop
+        metrics = []
+        for seed in range(3):
+            batch = ring.sample(learner.batch_size, T, np.random.default_rng(seed))
+            encoded = stored(ring, learner, seed) if config.feature_age else None
+            metrics.append(learner.update(batch, encoded))
+        ends.append((metrics, learner))
+    (apart, one), (together, other) = ends
+    for left, right in zip(apart, together, strict=True):
+        assert left == pytest.approx(right, rel=2e-4, abs=1e-4)
+    for name, tensor in one.model.state_dict().items():
+        torch.testing.assert_close(other.model.state_dict()[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_a_cuda_graph_is_for_a_gpu() -> None:
+    with pytest.raises(ValueError, match=r"cuda_graph is for device cuda; it is cpu"):
+        SlacConfig(cuda_graph=True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("config", [SMALL, STORED], ids=["published", "stored features"])
+def test_a_recorded_update_computes_what_a_plain_one_does(config: SlacConfig) -> None:
+    ring, ends = replay(), []
+    for graph in (False, True):
+        learner = agent(config.model_copy(update={"device": "cuda", "cuda_graph": graph}))
+        metrics = []
+        for seed in range(10):
+            if seed == 7:  # a recording must not outlive what it was made of
+                learner.load_state_dict(learner.state_dict())
+            batch = ring.sample(learner.batch_size, T, np.random.default_rng(seed))
+            encoded = stored(ring, learner, seed) if config.feature_age else None
+            metrics.append(learner.update(batch, encoded))
+        ends.append((metrics, learner.policy_weights()))
+    for left, right in zip(ends[0][0], ends[1][0], strict=True):
+        assert left == pytest.approx(right, rel=1e-3, abs=1e-3)
+    for name, tensor in ends[0][1].items():
+        torch.testing.assert_close(ends[1][1][name], tensor, rtol=1e-2, atol=1e-3)
