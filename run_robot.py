@@ -92,6 +92,14 @@ def rig_settings(args: argparse.Namespace) -> RigConfig:
     return load(HwConfig, [*layers, Layer.from_overrides(args.overrides)]).hw
 
 
+def check_envs(config: RunConfig) -> None:
+    """Refuses several robots where there is one. Raises ConfigError."""
+    from configs.document import ConfigError
+
+    if config.train.envs > 1 and config.hw.kind != "sim":
+        raise ConfigError([f"train.envs: there is one {config.hw.kind} robot; several are for --hw sim"])
+
+
 def check_learner(config: RunConfig) -> None:
     """Refuses --sync where it does harm, prior data and a device that are not there.
 
@@ -100,9 +108,9 @@ def check_learner(config: RunConfig) -> None:
     from configs.document import ConfigError
 
     if config.train.prior:
-        from agent.intake import prior_files
+        from agent.intake import check_prior
 
-        prior_files(config.train.prior)
+        check_prior(config.train.prior, observed(config), **sizes(config))
     if config.train.sync and config.hw.kind != "sim":
         raise ConfigError([f"--sync is not for {config.hw.kind} hardware: {WHY_NOT_SYNC}"])
     if config.agent.device == "cpu":
@@ -138,6 +146,13 @@ def sizes(config: RunConfig) -> dict[str, Any]:
 def sees(config: RunConfig) -> bool:
     """Whether the agent learns from camera images."""
     return config.agent.kind != "sac_state"
+
+
+def observed(config: RunConfig) -> tuple[str, ...]:
+    """What the agent learns from."""
+    if config.agent.kind == "sac_state":
+        return ("state",)
+    return ("image", "joints") if config.agent.proprioception else ("image",)
 
 
 def labels(config: RunConfig) -> dict[str, str]:
@@ -286,7 +301,10 @@ def create(run: RunDir, config: RunConfig) -> None:
 
 
 # What may change when a run goes on: the schedule, where things are plugged in, what computes.
-MAY_CHANGE = ("train.", "hw.bus.", "hw.patience.", "hw.camera.source", "agent.device", "agent.matmul")
+MAY_CHANGE = (
+    *("train.", "hw.bus.", "hw.patience.", "hw.camera.source"),
+    *("agent.device", "agent.matmul", "agent.cuda_graph"),
+)
 
 
 def make_whole(run: RunDir, config: RunConfig) -> None:
@@ -386,6 +404,7 @@ def make_display(scene: Stage, steps: int) -> Display:
 def command_train(args: argparse.Namespace) -> int:
     """Learns a task and reports."""
     config = compose(args)
+    check_envs(config)
     check_learner(config)
     if args.print_config:
         return print_config(config)
@@ -462,6 +481,7 @@ def command_collect(args: argparse.Namespace) -> int:
     from agent.rollouts import Collection
 
     config, wanted = compose(args), args.episodes or 10
+    check_envs(config)
     if args.print_config:
         return print_config(config)
     with opened(args, config, images=True) as (run, scene), ExitStack() as stack:

@@ -24,7 +24,7 @@ T = TypeVar("T")
 class Agent(Protocol):
     """Learns from batches of windows."""
 
-    observations: tuple[str, ...]  # the keys it learns from: "image", "state"
+    observations: tuple[str, ...]  # what it learns from: "image", "state", "joints"
     window: int  # steps per window
     device: torch.device
     core: SoftActorCritic

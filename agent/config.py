@@ -123,6 +123,12 @@ class SlacConfig(ImageConfig):
                 f"model_batch {self.model_batch} is more than sac.batch_size {self.sac.batch_size}: "
                 "the model learns from the first windows of the same batch"
             )
+        if self.feature_age and self.sac.batch_size * self.sac.critic_updates <= self.model_batch:
+            raise ValueError(
+                f"feature_age {self.feature_age} is for windows beside the model's, but model_batch "
+                f"{self.model_batch} leaves none of sac.batch_size {self.sac.batch_size}: raise that, or set "
+                "feature_age to 0"
+            )
         if self.cuda_graph and not self.device.startswith("cuda"):
             raise ValueError(f"cuda_graph is for device cuda; it is {self.device}")
         if self.feature_age and self.random_shift:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv
 
 from agent.actor import Actor
-from agent.episodes import EpisodeSummary, EpisodeWriter
+from agent.episodes import EpisodeSummary, EpisodeWriter, RigEvent
 from agent.policy import Observation, Policy
 
 Env = gymnasium.Env[dict[str, Any], np.ndarray]
@@ -37,13 +37,15 @@ class _Flight:
 class Fleet:
     """Runs episodes side by side and logs each as an Actor would; frames come through shared memory.
 
+    What happens on a rig stands in its episode's log and in the counts; the live line shows only the actor's.
+
     The policy acts for one robot after another, always in the same order: what happens depends on the seed
     and on the number of robots alone. Use as a context manager.
     """
 
     actor: Actor  # for the log's header, the seeds and the count of faults
-    # Makes a robot in each worker process: an environment whose every info is {"box": box} with the real one
-    # as `box.info`, because gymnasium would make arrays over all robots of it; a fault at reset is one, too.
+    # Makes a robot in each worker process: an environment whose every info is {"box": box}, see
+    # tasks.simulated.Box, and that waits at an episode's end.
     make: Callable[[], Env]
     count: int
     _envs: AsyncVectorEnv = field(init=False)
@@ -52,16 +54,16 @@ class Fleet:
         """Starts the processes; not by forking, which copies neither threads nor OpenGL."""
         # What all of them import is imported once.
         multiprocessing.get_context("forkserver").set_forkserver_preload([type(self.make).__module__])
-        self._envs = AsyncVectorEnv([self.make] * self.count, context="forkserver")
+        with _of_the_living():
+            self._envs = AsyncVectorEnv([self.make] * self.count, context="forkserver")
         return self
 
     def __exit__(self, *error: object) -> None:
-        if error[0] is not None:  # a step may be under way; gymnasium would wait for its answer
-            for process in self._envs.processes:
-                process.kill()
-                process.join()
-            self._envs.closed = True
-        self._envs.close()
+        # Without gymnasium's farewell: a step may be under way, or a process gone, and neither would answer.
+        for process in self._envs.processes:
+            process.kill()
+            process.join()
+        self._envs.closed = True
 
     def round(
         self,
@@ -86,21 +88,24 @@ class Fleet:
         flights: dict[int, _Flight] = {}
         with ExitStack() as stack:
             stack.callback(_report, flights, closed)  # last, when all logs are closed
-            for i, index in enumerate(indices):
-                info = infos["box"][i].info
-                if "fault" in info:  # nothing was measured: it leaves no file
+            # Last first, so that logs are closed first to last: a learner that has seen a number does not
+            # look for lower ones again.
+            for i, index in reversed(list(enumerate(indices))):
+                box = infos["box"][i]
+                if "fault" in box.info:  # nothing was measured: it leaves no file
                     self.actor.failed_resets += 1
-                    faults[i] = info["fault"]
+                    faults[i] = box.info["fault"]
                     continue
                 writer = stack.enter_context(self.actor.writer(folder, index, explore=explore))
                 flights[i] = _Flight(writer, policy.initial(), _of(observations, i))
-                writer.begin(flights[i].observation, info["telemetry"], info["parameters"])
+                writer.begin(flights[i].observation, box.info["telemetry"], box.info["parameters"])
+                _log(writer, box.events)
             self._fly(policy, flights, explore)
         faults |= {i: flight.writer.summary.fault_message or None for i, flight in flights.items()}
         return [self.actor.count(faults[i]) for i in range(len(indices))]
 
     def _fly(self, policy: Policy, flights: dict[int, _Flight], explore: bool) -> None:
-        up = dict(flights)
+        up = dict(sorted(flights.items()))
         shape = self._envs.single_action_space.shape
         assert shape is not None
         while up:
@@ -108,17 +113,18 @@ class Fleet:
             for i, flight in up.items():
                 flight.carry, actions[i] = policy.act(flight.carry, flight.observation, explore=explore)
             with _of_the_living():
-                observations, rewards, terminated, truncated, infos = self._envs.step(actions)
+                observations, rewards, _, _, infos = self._envs.step(actions)
             for i, flight in list(up.items()):
-                info = infos["box"][i].info
-                if "fault" in info:  # this step was never measured: the episode ends with the one before
-                    flight.writer.fault(info["fault"], info["fault_message"])
+                box = infos["box"][i]
+                _log(flight.writer, box.events)
+                if "fault" in box.info:  # this step was never measured: the episode ends with the one before
+                    flight.writer.fault(box.info["fault"], box.info["fault_message"])
                     del up[i]
                     continue
                 flight.observation = _of(observations, i)
-                flight.writer.step(flight.observation, actions[i], float(rewards[i]), info)
-                if terminated[i] or truncated[i]:
-                    flight.writer.done(terminated=bool(terminated[i]), truncated=bool(truncated[i]))
+                flight.writer.step(flight.observation, actions[i], float(rewards[i]), box.info)
+                if box.terminated or box.truncated:
+                    flight.writer.done(terminated=box.terminated, truncated=box.truncated)
                     del up[i]
 
 
@@ -133,8 +139,13 @@ def _of_the_living() -> Iterator[None]:
         ) from error
 
 
+def _log(writer: EpisodeWriter, events: Iterable[RigEvent]) -> None:
+    for event in events:
+        writer.event(event.time, event.name, event.text, event.level)
+
+
 def _report(flights: Mapping[int, _Flight], closed: Callable[[EpisodeSummary], None]) -> None:
-    for flight in flights.values():
+    for _, flight in sorted(flights.items()):
         if flight.writer.path.exists():  # not when it holds no observation, nor when the disk refused it
             closed(flight.writer.summary)
 

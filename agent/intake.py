@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from agent.episodes import Episode, EpisodeCorrupt, EpisodeError, read_episode
-from agent.replay import Batch, SequenceReplay
+from agent.replay import Batch, ReplayTooSmall, SequenceReplay
 
 
 class PriorDataError(RuntimeError):
@@ -23,20 +23,25 @@ def take(replay: SequenceReplay, path: Path, keys: Sequence[str]) -> int:
     Raises EpisodeCorrupt, also for images of another size and for what is no number, and EpisodeTooNew.
     """
     episode = read_episode(path, images="image" in keys)
+    try:
+        store(replay, episode, keys)
+    except ValueError as error:  # images of another size, numbers that are none
+        raise EpisodeCorrupt(path, str(error), episode) from error
+    return len(episode.actions)
+
+
+def store(replay: SequenceReplay, episode: Episode, keys: Sequence[str]) -> None:
+    """Puts an episode that has steps into the replay. Raises ValueError when it does not fit."""
     thing = episode.telemetry.get("object_position")
     if len(episode.actions):
-        try:
-            replay.add_episode(
-                images=episode.images if "image" in keys else None,
-                states=_states(episode, replay, keys),
-                actions=episode.actions,
-                rewards=episode.rewards.astype(np.float32),
-                terminated=episode.terminated,
-                angles=None if thing is None else thing[:, 0],
-            )
-        except ValueError as error:  # images of another size, numbers that are none
-            raise EpisodeCorrupt(path, str(error), episode) from error
-    return len(episode.actions)
+        replay.add_episode(
+            images=episode.images if "image" in keys else None,
+            states=_states(episode, replay, keys),
+            actions=episode.actions,
+            rewards=episode.rewards.astype(np.float32),
+            terminated=episode.terminated,
+            angles=None if thing is None else thing[:, 0],
+        )
 
 
 def _states(episode: Episode, replay: SequenceReplay, keys: Sequence[str]) -> NDArray[np.float32] | None:
@@ -46,32 +51,63 @@ def _states(episode: Episode, replay: SequenceReplay, keys: Sequence[str]) -> ND
     return episode.states if "state" in keys else None
 
 
-def prior_files(folders: Sequence[Path]) -> list[Path]:
-    """The episodes of runs, or in folders of them. Raises PriorDataError naming a folder without any."""
-    files = []
+def prior_files(folder: Path) -> list[Path]:
+    """The episodes of a run, or in a folder of them. Raises PriorDataError when there is none."""
+    found = sorted(folder.glob("episodes/*.mcap")) or sorted(folder.glob("*.mcap"))
+    if not found:
+        raise PriorDataError(
+            f"train.prior: {folder} holds no episodes/*.mcap; `ls -d runs/*` shows what runs there are"
+        )
+    return found
+
+
+def check_prior(
+    folders: Sequence[Path],
+    keys: Sequence[str],
+    *,
+    image_shape: tuple[int, int, int],
+    state_size: int,
+    action_size: int,
+    joint_size: int = 0,
+) -> None:
+    """Tries the first episode of each folder. Raises PriorDataError when one does not fit those sizes."""
+    size = {"state": state_size, "joints": joint_size}
+    states = next((size[key] for key in size if key in keys), None)
     for folder in folders:
-        found = sorted(folder.glob("episodes/*.mcap")) or sorted(folder.glob("*.mcap"))
-        if not found:
-            raise PriorDataError(
-                f"train.prior: {folder} holds no episodes/*.mcap; `ls -d runs/*` shows what runs there are"
-            )
-        files += found
-    return files
+        ring = SequenceReplay(100_000, image_shape if "image" in keys else None, states, action_size)
+        _take_prior(ring, prior_files(folder)[0], keys)
 
 
-def fill_with_prior(replay: SequenceReplay, folders: Sequence[Path], keys: Sequence[str]) -> None:
+def fill_with_prior(
+    replay: SequenceReplay, folders: Sequence[Path], keys: Sequence[str], window: int
+) -> None:
     """Puts all episodes of other runs into their own ring; the newest ones stay when it is too small.
 
-    Raises PriorDataError.
+    Raises PriorDataError for what does not fit, and for too few steps for a single window.
     """
-    for path in prior_files(folders):
-        try:
-            take(replay, path, keys)
-        except EpisodeError as error:
-            raise PriorDataError(f"train.prior: {error}") from error
+    for folder in folders:
+        for path in prior_files(folder):
+            _take_prior(replay, path, keys)
+    try:
+        replay.sample(1, window, np.random.default_rng(0), images=False)
+    except ReplayTooSmall as error:
+        raise PriorDataError(f"train.prior: {', '.join(map(str, folders))} are too short: {error}") from error
+
+
+def _take_prior(replay: SequenceReplay, path: Path, keys: Sequence[str]) -> None:
+    try:
+        store(replay, read_episode(path, images="image" in keys), keys)
+    except ValueError as error:
+        raise PriorDataError(
+            f"train.prior: {path} does not fit this run: {error}. Leave its run out"
+        ) from error
+    except EpisodeError as error:
+        raise PriorDataError(
+            f"train.prior: {path} cannot be read whole; to leave it out: mv {path} {path}.bad"
+        ) from error
 
 
 def mixed(own: Batch, prior: Batch) -> Batch:
     """The windows of both, evenly interleaved, so that any first part of them is mixed as the whole is."""
-    order = np.argsort(np.concatenate([(np.arange(len(part)) + 0.5) / len(part) for part in (own, prior)]))
-    return own.join(prior).select(torch.from_numpy(order))
+    places = np.concatenate([(np.arange(len(part)) + 0.5) / max(len(part), 1) for part in (own, prior)])
+    return own.join(prior).select(torch.from_numpy(np.argsort(places, kind="stable")))

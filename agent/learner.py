@@ -118,11 +118,12 @@ class Learner:
         self._storing = cast(StoringAgent, self.agent) if storing else None
         self._encoded = -math.inf  # updates by the last time that all stored frames were encoded
         with disk_errors(run.path / "replay"):
-            self.replay = self._ring(spaces, run.path / "replay" if config.replay_on_disk else None)
+            home = self._home(spaces)
+            self.replay = self._ring(spaces, home, run.path / "replay" if config.replay_on_disk else None)
         self.prior: SequenceReplay | None = None  # episodes of other runs
         if config.prior:
-            self.prior = self._ring(spaces)
-            fill_with_prior(self.prior, config.prior, self.agent.observations)
+            self.prior = self._ring(spaces, home)
+            fill_with_prior(self.prior, config.prior, self.agent.observations, self.agent.window)
         self.rng = np.random.default_rng([config.seed, 1])
         self.counters = Counters()
         self.losses: dict[str, float] = {}
@@ -134,7 +135,9 @@ class Learner:
         self._logged = 0  # updates by the last row of metrics
         self._looked = 0  # updates by the last probe
 
-    def _ring(self, spaces: Mapping[str, Any], path: Path | None = None) -> SequenceReplay:
+    def _ring(
+        self, spaces: Mapping[str, Any], home: torch.device, path: Path | None = None
+    ) -> SequenceReplay:
         keys, sizes = self.agent.observations, {"state": "state_size", "joints": "joint_size"}
         return SequenceReplay(
             self.config.replay_capacity,
@@ -142,16 +145,16 @@ class Learner:
             state_size=next((spaces[sizes[key]] for key in sizes if key in keys), None),
             action_size=spaces["action_size"],
             path=path,
-            device=self._home(spaces) if path is None else CPU,
+            device=home,
             feature_size=self._storing.feature_size if self._storing else None,
         )
 
     def _home(self, spaces: Mapping[str, Any]) -> torch.device:
-        """Where a ring's images lie: on the GPU that learns if they take less than half of what is free."""
-        device = self.agent.device
-        if device.type != "cuda" or "image" not in self.agent.observations:
+        """Where all rings' images lie: on the GPU that learns if they take less than half of what is free."""
+        device, rings = self.agent.device, 2 if self.config.prior else 1
+        if device.type != "cuda" or "image" not in self.agent.observations or self.config.replay_on_disk:
             return CPU
-        needed = self.config.replay_capacity * math.prod(spaces["image_shape"])
+        needed = rings * self.config.replay_capacity * math.prod(spaces["image_shape"])
         return device if needed < torch.cuda.mem_get_info(device)[0] / 2 else CPU
 
     def ingest(self) -> int:
@@ -226,16 +229,15 @@ class Learner:
     def _joint_update(self, batch: Batch) -> dict[str, float]:
         if self._storing is None:
             return self.agent.update(batch)
-        self._encode(anew=self.counters.done - self._encoded >= self.agent.feature_age)
+        self._encode(self._storing)
         return self._storing.update(batch, self._drawn(self._storing.encoded_batch_size, images=False))
 
-    def _encode(self, *, anew: bool) -> None:
-        """Brings the features of stored frames up to date: of all, or of those that are new."""
-        if self._storing is None or self.phase != "training":
-            return
+    def _encode(self, agent: StoringAgent) -> None:
+        """Brings the features of stored frames up to date: of all when they are due, else of new ones."""
+        anew = self.counters.done - self._encoded >= agent.feature_age
         for ring in (self.replay, self.prior):
             if ring is not None:
-                ring.encode(self._storing.encode_frames, anew=anew)
+                ring.encode(agent.encode_frames, anew=anew)
         if anew:
             self._encoded = self.counters.done
 
@@ -439,7 +441,6 @@ class Learner:
 
         After an interrupt in the middle of an update, a part of that one gradient step is in it.
         """
-        self._encode(anew=True)  # as the learner will find it that goes on from here
         self.run.save_checkpoint(
             {
                 "agent": self.agent.state_dict(),
@@ -448,6 +449,7 @@ class Learner:
             }
         )
         self._saved = Counters(**vars(self.counters))
+        self._encoded = -math.inf  # what a learner that goes on from here will do first, this one does, too
 
     def restore(self) -> bool:
         """Continues from the newest good checkpoint and rebuilds the replay; False when there is none.
@@ -471,7 +473,6 @@ class Learner:
             for path in self.run.episodes(after=0):  # the replay as it was; later episodes come by `ingest`
                 if RunDir.episode_index(path) <= self.counters.episodes:
                     take(self.replay, path, self.agent.observations)
-            self._encode(anew=True)
         published = self.run.latest_weights(after=self.counters.version)
         if published is not None:  # the actor takes only what has a higher number
             self.counters.version = published[0]

@@ -19,7 +19,7 @@ from torch import Tensor
 from agent.config import SacPixelsConfig
 from agent.policy import slac_encoder
 from agent.replay import Batch
-from agent.sac import Transition, policy_tensors, soft_actor_critic, to_floats
+from agent.sac import Transition, policy_tensors, restore_generator, soft_actor_critic, to_floats
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
@@ -186,7 +186,7 @@ class SacPixelsAgent:
         """Continues bit for bit where the state was taken."""
         self.encoder.load_state_dict(state["encoder"])
         self.core.load_state_dict(state["core"])
-        self.generator.set_state(state["generator"].cpu())
+        restore_generator(self.generator, state["generator"])
 
     def _encode(self, image: Tensor) -> Tensor:
         features: Tensor = self.encoder(image.flatten(0, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import fields
 
@@ -35,6 +36,10 @@ class Recorded:
 
     def __call__(self, *batches: Batch | None) -> Metrics:
         """What the function returns; its tensors hold until the next call."""
+        with torch.cuda.device(self._generator.device):
+            return self._called(batches)
+
+    def _called(self, batches: Batches) -> Metrics:
         if self._graph is None:
             self._calls += 1
             if self._calls <= WARM_UP:
@@ -54,18 +59,26 @@ class Recorded:
         here = torch.cuda.current_stream()
         aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(here)
-        with torch.cuda.stream(aside):
+        with torch.cuda.stream(aside), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # optimisers say that they are slower while nothing is recorded
             metrics = self._compute(*batches)
         here.wait_stream(aside)
         return metrics
 
     def _record(self, batches: Batches) -> None:
-        """Records one call, which does not run. Raises RuntimeError for what a graph cannot hold."""
+        """Records one call, which does not run.
+
+        Raises RuntimeError for what a graph cannot hold, and OutOfMemoryError.
+        """
         self._batches = tuple(None if batch is None else batch.clone() for batch in batches)
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self._generator)
-        with torch.cuda.graph(graph):
-            self._metrics = self._compute(*self._batches)
+        try:
+            with torch.cuda.graph(graph):
+                self._metrics = self._compute(*self._batches)
+        except RuntimeError as error:  # the end of a failed recording fails, too, and hides why
+            cause = error.__context__
+            raise cause if isinstance(cause, torch.OutOfMemoryError) else error from None
         self._graph = graph
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,7 @@ class SequenceReplay:
         not fit together or to the ring, or when something is no number.
         """
         steps = len(actions)
-        self._check(steps, images, states, rewards)
+        self._check(actions, images, states, rewards)
         _require_finite(states=states, actions=actions, rewards=rewards)
         at = (self._head + np.arange(steps + 1)) % self.capacity
         self._put_observations(at, images, states)
@@ -144,7 +144,8 @@ class SequenceReplay:
         self._discount[at[-2]] = 0.0 if terminated else 1.0
         self._is_first[at], self._is_last[at] = False, False
         self._is_first[at[0]], self._is_last[at[-1]] = True, True
-        self._unencoded.append(at)
+        if self._features is not None:
+            self._unencoded.append(at)
         self._head = int((at[-1] + 1) % self.capacity)
         self._size = min(self._size + steps + 1, self.capacity)
         self._starts.clear()
@@ -184,21 +185,17 @@ class SequenceReplay:
         at = (begin[:, None] + np.arange(length + 1)) % self.capacity  # (B, T+1)
         return self._windows(at, images=images)
 
-    def newest_episodes(self, count: int, length: int) -> list[Batch]:
+    def newest_episodes(self, count: int, length: int) -> Iterator[Batch]:
         """All windows of `length` steps within each of the newest `count` episodes that have one."""
-        ends = self._oldest_first(self._is_last)
-        starts = self._oldest_first(self._is_first)
-        episodes: list[Batch] = []
+        ends, starts = self._oldest_first(self._is_last), self._oldest_first(self._is_first)
         for end in ends[::-1]:
             start = max(starts[starts < end], default=None)
-            if len(episodes) == count or start is None:
+            if count == 0 or start is None:
                 break
-            begin = np.arange(start, end - length + 1)
-            if len(begin):
-                episodes.append(
-                    self._windows(self._ring(begin[:, None] + np.arange(length + 1)), images=True)
-                )
-        return episodes
+            entries = np.arange(start, end - length + 1)[:, None] + np.arange(length + 1)
+            if len(entries):
+                count -= 1
+                yield self._windows(self._ring(entries), images=True)
 
     def _oldest_first(self, flags: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Where flags hold, counted from the oldest entry."""
@@ -236,13 +233,18 @@ class SequenceReplay:
 
     def _check(
         self,
-        steps: int,
+        actions: NDArray[np.float32],
         images: NDArray[np.uint8] | None,
         states: NDArray[np.float32] | None,
         rewards: NDArray[np.float32],
     ) -> None:
+        steps = len(actions)
         if steps < 1 or steps + 1 > self.capacity:
             raise ValueError(f"An episode of {steps} steps does not fit a ring of {self.capacity} entries")
+        if actions.shape != (steps, self._action.shape[1]):
+            raise ValueError(
+                f"actions have shape {actions.shape}; {(steps, self._action.shape[1])} is expected"
+            )
         if len(rewards) != steps:
             raise ValueError(f"{steps} actions came with {len(rewards)} rewards; expected one for each")
         stores: tuple[tuple[str, Tensor | NDArray[np.float32] | None, NDArray[Any] | None], ...] = (

@@ -39,7 +39,14 @@ class Collection:
                     )
         finally:
             actor.rest()
-            conclude(self.run, training=self.done, evaluation=[], labels=labels, console=self.display.console)
+            conclude(
+                self.run,
+                training=self.done,
+                evaluation=[],
+                labels=labels,
+                console=self.display.console,
+                header=actor.header,
+            )
 
     def _add(self, summary: EpisodeSummary) -> None:
         self.done.append(summary)

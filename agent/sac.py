@@ -204,10 +204,9 @@ class EnsembleValue(nn.Module):
         torch._foreach_lerp_(list(self.target.parameters()), list(self.online.parameters()), self.polyak)
 
 
-def adam(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Adam:
-    """Adam as TensorFlow sets it, in one fused kernel; on a GPU fit for a CUDA graph."""
-    parameters = list(parameters)
-    return torch.optim.Adam(parameters, lr=lr, eps=1e-8, fused=True, capturable=parameters[0].is_cuda)
+def adam(parameters: Iterable[nn.Parameter], lr: float, *, graph: bool = False) -> torch.optim.Adam:
+    """Adam as TensorFlow sets it, in one fused kernel; `graph`: fit to be part of a CUDA graph."""
+    return torch.optim.Adam(parameters, lr=lr, eps=1e-8, fused=True, capturable=graph)
 
 
 class SoftActorCritic:
@@ -220,14 +219,17 @@ class SoftActorCritic:
         value: SoftValue,
         temperature: Temperature,
         trained_by_critic: Iterable[nn.Parameter] = (),
+        *,
+        graph: bool = False,
     ) -> None:
+        """`graph`: updates can be recorded as a CUDA graph."""
         self.config, self.policy, self.value, self.temperature = config, policy, value, temperature
         self._actor_parameters = list(policy.parameters())
         self._critic_parameters = [*value.parameters(), *trained_by_critic]
-        self._actor_optimiser = adam(self._actor_parameters, config.actor_lr)
-        self._critic_optimiser = adam(self._critic_parameters, config.critic_lr)
+        self._actor_optimiser = adam(self._actor_parameters, config.actor_lr, graph=graph)
+        self._critic_optimiser = adam(self._critic_parameters, config.critic_lr, graph=graph)
         prices = list(temperature.parameters())
-        self._temperature_optimiser = adam(prices, config.temperature_lr) if prices else None
+        self._temperature_optimiser = adam(prices, config.temperature_lr, graph=graph) if prices else None
 
     def critic_target(self, step: Transition, generator: torch.Generator) -> Tensor:
         """y = r + gamma d V(s')  (B,), without gradient."""
@@ -333,6 +335,7 @@ def soft_actor_critic(
     generator: torch.Generator,
     device: torch.device,
     trained_by_critic: Iterable[nn.Parameter] = (),
+    graph: bool = False,
 ) -> SoftActorCritic:
     """The published composition: tanh-Gaussian policy, twin critics, automatic or fixed temperature.
 
@@ -352,8 +355,14 @@ def soft_actor_critic(
     )
     value = EnsembleValue(critics, config.polyak, config.critic_subset)
     return SoftActorCritic(
-        config, policy.to(device), value.to(device), temperature.to(device), trained_by_critic
+        config, policy.to(device), value.to(device), temperature.to(device), trained_by_critic, graph=graph
     )
+
+
+def restore_generator(generator: torch.Generator, state: Tensor) -> None:
+    """Continues a stream of random numbers; where another kind of device made it, a fresh one goes on."""
+    if state.numel() == generator.get_state().numel():
+        generator.set_state(state.cpu())
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
@@ -457,4 +466,4 @@ class SacStateAgent:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues bit for bit where the state was taken."""
         self.core.load_state_dict(state["core"])
-        self.generator.set_state(state["generator"].cpu())
+        restore_generator(self.generator, state["generator"])

@@ -29,6 +29,7 @@ from agent.sac import (
     adam,
     gradient_norm,
     policy_tensors,
+    restore_generator,
     soft_actor_critic,
     to_floats,
 )
@@ -67,7 +68,7 @@ def psnr(log_prob: Tensor, values: int, variance: float) -> Tensor:
 
 
 class SlacAgent:
-    """Learns from images alone: sequence model and soft actor-critic from the same windows."""
+    """Learns from images: sequence model and soft actor-critic from the same windows."""
 
     def __init__(
         self,
@@ -88,7 +89,7 @@ class SlacAgent:
         bf16 = config.precision == "bf16"
         model = LatentModel(config.model, encoder, image_shape, action_size, initial, bf16, joint_size)
         self.model = model.to(self.device)
-        self._model_optimiser = adam(self.model.parameters(), config.model.lr)
+        self._model_optimiser = adam(self.model.parameters(), config.model.lr, graph=config.cuda_graph)
         self.core = soft_actor_critic(
             config.sac,
             state_size=config.model.z1 + config.model.z2,
@@ -96,6 +97,7 @@ class SlacAgent:
             action_size=action_size,
             generator=initial,
             device=self.device,
+            graph=config.cuda_graph,
         )
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self._one_loop = self.device.type == "cuda"  # there a second loop costs as much time as the first
@@ -238,7 +240,7 @@ class SlacAgent:
         self.model.load_state_dict(state["model"])
         self._model_optimiser.load_state_dict(state["model_optimiser"])
         self.core.load_state_dict(state["core"])
-        self.generator.set_state(state["generator"].cpu())
+        restore_generator(self.generator, state["generator"])
         if self._recorded is not None:
             self._recorded.forget()
 

@@ -383,7 +383,7 @@ class Training:
             labels=self.labels,
             counters={**self.statistics(), **self.actor.timing(), **self._learning()},
             frames=self.frames,
-            period=float(self.actor.header["period"]),
+            header=self.actor.header,
             console=self.display.console,
         )
 
@@ -421,11 +421,13 @@ def conclude(
     console: Console,
     counters: Mapping[str, float] | None = None,
     frames: Sequence[NDArray[np.uint8]] = (),
-    period: float = 0.1,
+    header: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes summary.json, learning_curve.png, evaluation.mp4; prints the summary. Raises DiskError."""
     commands = [f"python run_robot.py evaluate --run {run.path} --episodes 100"] if evaluation else []
-    moved = [summary.file for summary in training if summary.steps]
+    header = header or {}
+    robot = header.get("rig", {}).get("kind") != "dm_control"
+    moved = [summary.file for summary in training if summary.steps and robot]
     commands += [f"python run_robot.py replay {run.path / moved[-1]} --hw sim"] if moved else []
     commands += [f"tensorboard --logdir {run.path}"]
     summary = summarize(
@@ -438,6 +440,6 @@ def conclude(
             path, title = run.path / "learning_curve.png", run.path.name
             learning_curve(path, points, training_points(training), title=title, labels=labels)
         if frames:
-            video(run.path / "evaluation.mp4", frames, fps=1 / period)
+            video(run.path / "evaluation.mp4", frames, fps=1 / float(header["period"]))
     finally:  # on a full disk, too
         render_summary(summary, console)

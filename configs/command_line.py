@@ -28,7 +28,7 @@ usage: run_robot.py [COMMAND] [options]                             (no COMMAND 
   --task NAME      what to learn: a file of configs/tasks
   --hw NAME        sim | emulated | dclaw: a file of configs/hw
   --agent NAME     slac | sac_pixels | sac_state: of configs/agent (default slac)
-  --steps N        control steps in all, 10 per second
+  --steps N        control steps in all, 10 per second on a robot
   --seed S         of starts, goals, actions and weights           (default 0)
   --run DIR        where everything lands                          (default runs/TASK-AGENT-HW-TIME)
   --resume         go on with the run in --run DIR

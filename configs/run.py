@@ -54,8 +54,6 @@ def cross_checks(config: RunConfig) -> Iterator[Problem]:
         yield Problem(
             "agent.window", f"{window} does not fit into the {random_steps} random steps to begin with"
         )
-    if config.train.envs > 1 and config.hw.kind != "sim":
-        yield Problem("train.envs", f"there is one {config.hw.kind} robot; several are for --hw sim")
     if config.train.replay_capacity < random_steps:
         yield Problem(
             "train.replay_capacity", f"holds less than the {random_steps} random steps to begin with"

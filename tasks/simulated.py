@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from robot.events import RigEvent
 from robot.rig import RigConfig, build
 from robot.types import Fault
 from tasks.env import RobotEnv
@@ -41,18 +42,26 @@ class Simulated:
 
 @dataclass(frozen=True)
 class Box:
-    """Takes an info as it is through gymnasium, which would make arrays over all robots of what is in it."""
+    """What a call returned, as it is: gymnasium would make arrays over all robots of an info's parts."""
 
     info: dict[str, Any]
+    terminated: bool = False
+    truncated: bool = False
+    events: tuple[RigEvent, ...] = ()
 
 
 class Boxed(gymnasium.Wrapper[dict[str, Any], Action, dict[str, Any], Action]):
-    """An environment with its infos in boxes, and whose process survives a fault at reset."""
+    """An environment that waits at an episode's end, and after a fault at reset, until it is reset again.
+
+    Robots side by side take their steps together, so one whose episode is over gets steps, too; gymnasium's
+    own answer, another reset, would cost time and draw an episode that nobody asked for.
+    """
 
     def __init__(self, env: Env, release: Callable[[], None] = lambda: None) -> None:
         """`release` closes what is beneath the environment."""
         super().__init__(env)
         self._release = release
+        self._waiting: Observation | None = None  # what it answers with while it waits
 
     def close(self) -> None:
         """Closes the environment and what is beneath it."""
@@ -63,16 +72,28 @@ class Boxed(gymnasium.Wrapper[dict[str, Any], Action, dict[str, Any], Action]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """The first observation; after a fault zeros, and the box says what it was."""
+        self._waiting = None
         try:
             observation, info = super().reset(seed=seed, options=options)
         except Fault as fault:
             space = self.observation_space
             assert isinstance(space, gymnasium.spaces.Dict)
             observation = {name: np.zeros(box.shape or (), box.dtype) for name, box in space.items()}
-            info = {"fault": str(fault)}
-        return observation, {"box": Box(info)}
+            self._waiting, info = observation, {"fault": str(fault)}
+        return observation, {"box": Box(info, events=self._events())}
 
     def step(self, action: Action) -> tuple[Observation, Any, bool, bool, dict[str, Any]]:
-        """The same with its info in a box."""
+        """The same with all but observation and reward in a box."""
+        if self._waiting is not None:
+            return self._waiting, 0.0, False, False, {"box": Box({})}
         observation, reward, terminated, truncated, info = super().step(action)
-        return observation, reward, terminated, truncated, {"box": Box(info)}
+        if terminated or truncated:
+            self._waiting = observation
+        return observation, reward, False, False, {"box": Box(info, terminated, truncated, self._events())}
+
+    def _events(self) -> tuple[RigEvent, ...]:
+        """What happened on the rig since the last call."""
+        inner = self.unwrapped
+        if isinstance(inner, RobotEnv):
+            return tuple(inner.rig.events.drain())
+        return ()

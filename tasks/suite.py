@@ -58,7 +58,7 @@ def load_task(config: SuiteConfig) -> Any:
         with warnings.catch_warnings():  # of its own OpenGL, which is not used, about a missing screen
             warnings.simplefilter("ignore")
             from dm_control import suite
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # the latter for a MUJOCO_GL that it does not know
         raise NoSuite(
             f"task {config.domain} {config.task} is one of dm_control, which cannot be imported ({error}). "
             "Type: make setup, or: pip install 'dm_control>=1.0.30' 'mujoco<4'"

@@ -8,6 +8,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.error import ResetNeeded
 
 from robot.types import ServoSilent
 from tasks.simulated import Boxed
@@ -23,10 +24,13 @@ class Point(gymnasium.Env[dict[str, Any], np.ndarray]):
         self.kind, self.steps = (seed or 0) % 10, 0
         if self.kind == 1:
             raise ServoSilent("servo 12 did not answer", [12])
+        assert seed is not None, "an episode that nobody asked for"
         facts = {"telemetry": {"time": 0.0}, "success": False, "measures": {}}
         return {"state": np.zeros(1, np.float32)}, {"parameters": {}, **facts}
 
     def step(self, action: np.ndarray) -> Any:
+        if self.kind == 1:
+            raise ResetNeeded("the reset before it failed")
         self.steps += 1
         state = {"state": np.full(1, self.steps, np.float32)}
         if self.kind == 2 and self.steps == 2:

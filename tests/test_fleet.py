@@ -15,6 +15,7 @@ from points import Point, point
 import run_robot
 from agent.actor import Actor, TooManyFaultsError
 from agent.episodes import EpisodeSummary, read_episode, read_index
+from agent.files import GrowingFile
 from agent.fleet import Fleet, RobotProcessDied
 from agent.metrics import read_metrics
 from agent.policy import Policy
@@ -123,6 +124,33 @@ def test_a_fault_ends_its_own_robots_episode_alone(points: Fleet, tmp_path: Path
     assert faults == [None] * 4
     assert [summary.steps for summary in summaries] == [4] * 4
     assert points.actor.faults_in_a_row == 0
+
+
+def test_logs_are_closed_first_to_last(
+    points: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A learner that has seen number 8 does not look for number 5 again."""
+    published = []
+    publish = GrowingFile.publish
+
+    def look(file: GrowingFile, path: Path) -> None:
+        published.append(path.name)
+        publish(file, path)
+
+    monkeypatch.setattr(GrowingFile, "publish", look)
+    flown(points, Still(), tmp_path, 5)
+    assert published == [f"{index:06d}.mcap" for index in (5, 6, 7, 8)]
+
+
+def test_a_run_made_with_several_robots_can_be_used_on_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = "collect --task valve_fixed --hw sim --envs 2 --episodes 2 --set task.horizon=2 --run run"
+    assert run_robot.main(shlex.split(command)) == 0
+    replayed = "replay run/episodes/000002.mcap --hw dclaw --set hw.bus.port=/dev/ttyNobody"
+    assert run_robot.main(shlex.split(replayed)) == 1
+    assert "/dev/ttyNobody" in capsys.readouterr().err
 
 
 def test_too_many_faults_in_a_row_end_the_run_after_all_logs_are_closed(

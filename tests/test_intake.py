@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import run_robot
-from agent.episodes import read_episode
+from agent.episodes import EpisodeWriter, read_episode
 from agent.intake import PriorDataError, mixed, prior_files, take
 from agent.learner import Learner
 from agent.replay import Batch, SequenceReplay
@@ -119,7 +119,7 @@ def test_any_first_part_is_mixed_as_the_whole_is(own: int, prior: int, first: in
 
 def test_joints_are_the_first_numbers_of_the_logged_state(demonstrations: RunDir) -> None:
     ring = SequenceReplay(100, (16, 16, 3), 2, 2)
-    path = prior_files([demonstrations.path])[0]
+    path = prior_files(demonstrations.path)[0]
     assert take(ring, path, ("image", "joints")) == 5
     episode = read_episode(path)
     assert episode.states is not None
@@ -129,18 +129,56 @@ def test_joints_are_the_first_numbers_of_the_logged_state(demonstrations: RunDir
 
 
 def test_a_folder_of_episodes_will_do(demonstrations: RunDir) -> None:
-    files = prior_files([demonstrations.path / "episodes"])
-    assert files == prior_files([demonstrations.path])
+    files = prior_files(demonstrations.path / "episodes")
+    assert files == prior_files(demonstrations.path)
     assert len(files) == 2
 
 
 def test_images_of_another_size_are_told_by_file(tmp_path: Path) -> None:
     other = make_run(tmp_path / "other")
     add_episode(other, 1, images=True, size=32)
-    with pytest.raises(
-        PriorDataError, match=r"train\.prior: .*000001\.mcap: images have shape \(6, 32, 32, 3\)"
-    ):
+    with pytest.raises(PriorDataError, match=r"1\.mcap does not fit .*: images have shape \(6, 32, 32, 3\)"):
         learner(tmp_path / "run", other.path)
+
+
+def test_actions_of_another_robot_are_told_even_where_they_would_broadcast(tmp_path: Path) -> None:
+    other = make_run(tmp_path / "other", SAC)
+    with EpisodeWriter(other.path / "episodes/000001.mcap", {"index": 1}) as writer:
+        writer.begin({"state": np.zeros(5, np.float32)}, {"time": 0.0})
+        info = {"success": False, "terms": {}, "telemetry": {"time": 0.1}}
+        writer.step({"state": np.zeros(5, np.float32)}, np.zeros(1, np.float32), -1.0, info)
+        writer.done(terminated=False, truncated=True)
+    with pytest.raises(PriorDataError, match=r"actions have shape \(1, 1\); \(1, 2\) is expected"):
+        learner(tmp_path / "run", other.path, SAC)
+
+
+def test_a_damaged_file_is_told_with_the_way_to_leave_it_out(demonstrations: RunDir, tmp_path: Path) -> None:
+    path = demonstrations.path / "episodes/000002.mcap"
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(PriorDataError, match=r"000002\.mcap cannot be read whole; .*mv .*000002\.mcap\.bad"):
+        learner(tmp_path / "run", demonstrations.path)
+
+
+def test_prior_data_without_a_single_window_are_told(tmp_path: Path) -> None:
+    other = make_run(tmp_path / "other")
+    add_episode(other, 1, steps=2, images=True)
+    with pytest.raises(PriorDataError, match=r"other are too short"):
+        learner(tmp_path / "run", other.path)
+
+
+def test_what_does_not_fit_is_told_before_anything_moves(
+    demonstrations: RunDir,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = (
+        f"--task valve_fixed --hw sim --agent sac_state --set train.prior=[{demonstrations.path}] --run run"
+    )
+    assert run_robot.main(shlex.split(command)) == 2
+    assert "does not fit this run" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_without_episodes_is_told_before_anything_moves(
@@ -157,8 +195,6 @@ def test_paths_are_those_of_the_commands_own_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    command = "--task valve_fixed --hw sim --set train.prior=[demonstrations] --print-config"
-    (tmp_path / "demonstrations").mkdir()
-    (tmp_path / "demonstrations/000001.mcap").touch()
+    command = "collect --task valve_fixed --hw sim --set train.prior=[demonstrations] --print-config"
     assert run_robot.main(shlex.split(command)) == 0
     assert str(tmp_path / "demonstrations") in capsys.readouterr().out

@@ -274,5 +274,5 @@ def test_newest_episodes_come_as_all_their_windows() -> None:
 
 def test_an_episode_whose_beginning_was_overwritten_is_not_among_the_newest() -> None:
     replay = filled(episodes=5, steps=6, capacity=17)  # two episodes of 7 entries, and 3 of a third
-    assert len(replay.newest_episodes(9, 3)) == 2
-    assert replay.newest_episodes(9, 6)[0].is_last[0, -1]
+    assert len(list(replay.newest_episodes(9, 3))) == 2
+    assert next(replay.newest_episodes(9, 6)).is_last[0, -1]

@@ -406,6 +406,11 @@ def test_one_recurrence_over_all_windows_computes_what_two_do(
         torch.testing.assert_close(other.model.state_dict()[name], tensor, rtol=1e-3, atol=1e-5)
 
 
+def test_stored_features_are_for_windows_beside_the_models() -> None:
+    with pytest.raises(ValueError, match=r"model_batch 8 leaves none of sac\.batch_size 8"):
+        SlacConfig(feature_age=10, model_batch=8, sac=SacConfig(batch_size=8))
+
+
 def test_a_cuda_graph_is_for_a_gpu() -> None:
     with pytest.raises(ValueError, match=r"cuda_graph is for device cuda; it is cpu"):
         SlacConfig(cuda_graph=True)

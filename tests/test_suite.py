@@ -131,6 +131,7 @@ def test_one_seed_draws_one_episode_and_another_seed_another(make: Make) -> None
     assert not np.array_equal(first, other)
 
 
+@pytest.mark.filterwarnings("ignore:.*GLFW.*", "ignore:.*X11.*")  # which mujoco.Renderer tries first
 def test_published_pictures_are_mujocos_own_to_the_byte(make: Make) -> None:
     env = make()
     seen, _ = env.reset(seed=0)
