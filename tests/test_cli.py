@@ -389,7 +389,7 @@ def test_what_happens_on_the_rig_is_shown_at_once_and_stands_in_the_log(tmp_path
     with run_robot.stage(config, images=False) as scene:
         run_robot.make_display(scene, 3)
         actor, rest = run_robot.make_actor(config, scene, args), np.zeros(9, np.float32)
-        scene.rig.events.emit("reboot", "servo 12 reported overload and was restarted")
+        scene.world.events.emit("reboot", "servo 12 reported overload and was restarted")
         assert "reboot: servo 12 reported overload" in call.shown
         actor.episode(ConstantPolicy(rest), tmp_path, 1, explore=False, closed=lambda summary: None)
     (event,) = read_episode(tmp_path / "000001.mcap").events
