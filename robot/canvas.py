@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib
+import importlib.util
 import os
+from contextlib import suppress
+from pathlib import Path
 from types import ModuleType
 
 import mujoco
@@ -21,6 +25,7 @@ class Canvas:
 
     def __init__(self, model: mujoco.MjModel, width: int, height: int) -> None:
         model.vis.global_.offwidth, model.vis.global_.offheight = width, height
+        _load_triton()
         wanted = os.environ.get("MUJOCO_GL", "").lower()  # MuJoCo's own switch between libraries
         try:
             self._gl = _gl_library(wanted).GLContext(width, height)
@@ -61,6 +66,20 @@ def _gl_library(wanted: str) -> ModuleType:
     if wanted not in ("egl", "osmesa", "glfw"):
         raise RuntimeError(f"MUJOCO_GL is {wanted!r}, expected egl, osmesa or glfw")
     return importlib.import_module(f"mujoco.{wanted}")
+
+
+@functools.cache
+def _load_triton() -> None:
+    """Loads the library of triton, which comes with builds of PyTorch for GPUs, before Mesa's.
+
+    Both bring an LLVM of their own. When Mesa's is there first, the process dies of a segmentation fault at
+    the first optimiser, for which PyTorch imports triton; the other way round they get along.
+    """
+    found = importlib.util.find_spec("triton")
+    for folder in (found.submodule_search_locations or ()) if found else ():
+        for library in Path(folder).glob("_C/libtriton*.so"):
+            with suppress(OSError):
+                ctypes.CDLL(str(library))
 
 
 def _loads(library: str) -> bool:
