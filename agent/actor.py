@@ -5,7 +5,7 @@ It knows the rig only as a gymnasium environment; what counts as a fault of it, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 from agent.episodes import EpisodeSummary, EpisodeWriter, RigEvent
 from agent.policy import Policy
 
+Closed = Callable[[EpisodeSummary], None]  # told of every log that was closed
 EVALUATION_SEEDS = 1_000_000  # evaluation episodes are numbered from here, apart from the training ones
 
 
@@ -50,7 +51,7 @@ class Actor:
         index: int,
         *,
         explore: bool,
-        closed: Callable[[EpisodeSummary], None],
+        closed: Closed,
         watch: Callable[[], None] | None = None,
     ) -> str | None:
         """One episode, logged as folder/INDEX.mcap; returns what failed on the rig, None for a whole one.
@@ -72,24 +73,16 @@ class Actor:
                 with writer, self._relaxed_on_error():  # the robot first, the log after
                     writer.begin(observation, info["telemetry"], info["parameters"])
                     self._steps(policy, observation, writer, explore, watch)
-                    self._log_events(writer)
+                    log_events(writer, self.events())
             finally:
-                if writer.path.exists():  # not when it holds no observation, nor when the disk refused it
-                    closed(writer.summary)
+                report(writer, closed)
             return self.count(writer.summary.fault_message if writer.summary.fault else None)
 
     def round(
-        self,
-        policy: Policy,
-        folder: Path,
-        first: int,
-        *,
-        explore: bool,
-        closed: Callable[[EpisodeSummary], None],
-        wanted: int = 1,
+        self, policy: Policy, folder: Path, first: int, wanted: int, closed: Closed
     ) -> list[str | None]:
-        """Episode `first`, one on one robot: what failed on the rig."""
-        return [self.episode(policy, folder, first, explore=explore, closed=closed)]
+        """Episode `first`, exploring, one on one robot: what failed on the rig."""
+        return [self.episode(policy, folder, first, explore=True, closed=closed)]
 
     def seed_of(self, index: int) -> int:
         """What decides goal and start of episode `index`."""
@@ -112,23 +105,14 @@ class Actor:
         explore: bool,
         watch: Callable[[], None] | None,
     ) -> None:
-        carry, done = policy.initial(), False
-        while not done:
-            self._log_events(writer)
+        carry, over = policy.initial(), False
+        while not over:
+            log_events(writer, self.events())
             if watch is not None:
                 watch()
             carry, action = policy.act(carry, observation, explore=explore)
             observation, reward, terminated, truncated, info = self.env.step(action)
-            if "fault" in info:  # this step was never measured: the episode ends with the one before
-                writer.fault(info["fault"], info["fault_message"])
-                return
-            writer.step(observation, action, float(reward), info)
-            done = terminated or truncated
-        writer.done(terminated=terminated, truncated=truncated)
-
-    def _log_events(self, writer: EpisodeWriter) -> None:
-        for event in self.events():
-            writer.event(event.time, event.name, event.text, event.level)
+            over = log_step(writer, observation, action, float(reward), terminated, truncated, info)
 
     @contextmanager
     def _relaxed_on_error(self) -> Iterator[None]:
@@ -147,3 +131,34 @@ class Actor:
                 "`run_robot.py check` shows the state of the rig."
             )
         return fault
+
+
+def log_step(
+    writer: EpisodeWriter,
+    observation: Mapping[str, Any],
+    action: np.ndarray,
+    reward: float,
+    terminated: bool,
+    truncated: bool,
+    info: Mapping[str, Any],
+) -> bool:
+    """Logs what a step came to; True when it was the episode's last."""
+    if "fault" in info:  # this step was never measured: the episode ends with the one before
+        writer.fault(info["fault"], info["fault_message"])
+        return True
+    writer.step(observation, action, reward, info)
+    if terminated or truncated:
+        writer.done(terminated=terminated, truncated=truncated)
+    return terminated or truncated
+
+
+def log_events(writer: EpisodeWriter, events: Iterable[RigEvent]) -> None:
+    """Logs what happened on the rig."""
+    for event in events:
+        writer.event(event.time, event.name, event.text, event.level)
+
+
+def report(writer: EpisodeWriter, closed: Closed) -> None:
+    """Hands the summary of a closed log over, if there is one."""
+    if writer.path.exists():  # not when it holds no observation, nor when the disk refused it
+        closed(writer.summary)

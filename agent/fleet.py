@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +13,8 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv
 
-from agent.actor import Actor
-from agent.episodes import EpisodeSummary, EpisodeWriter, RigEvent
+from agent.actor import Actor, Closed, log_events, log_step, report
+from agent.episodes import EpisodeWriter
 from agent.policy import Observation, Policy
 
 Env = gymnasium.Env[dict[str, Any], np.ndarray]
@@ -66,18 +66,12 @@ class Fleet:
         self._envs.closed = True
 
     def round(
-        self,
-        policy: Policy,
-        folder: Path,
-        first: int,
-        *,
-        explore: bool,
-        closed: Callable[[EpisodeSummary], None],
-        wanted: int,
+        self, policy: Policy, folder: Path, first: int, wanted: int, closed: Closed
     ) -> list[str | None]:
         """Episodes FIRST, FIRST + 1, ... on up to `wanted` of the robots; for each what failed on its rig.
 
-        `closed` gets the summaries in the order of their numbers. Raises as `Actor.episode` does.
+        The policy explores. `closed` gets the summaries in the order of their numbers. Raises as
+        `Actor.episode` does.
         """
         indices = range(first, first + min(wanted, self.count))
         seeds = [self.actor.seed_of(index) for index in indices]
@@ -87,7 +81,7 @@ class Fleet:
         faults: dict[int, str | None] = {}
         flights: dict[int, _Flight] = {}
         with ExitStack() as stack:
-            stack.callback(_report, flights, closed)  # last, when all logs are closed
+            stack.callback(_report_all, flights, closed)  # last, when all logs are closed
             # Last first, so that logs are closed first to last: a learner that has seen a number does not
             # look for lower ones again.
             for i, index in reversed(list(enumerate(indices))):
@@ -96,35 +90,29 @@ class Fleet:
                     self.actor.failed_resets += 1
                     faults[i] = box.info["fault"]
                     continue
-                writer = stack.enter_context(self.actor.writer(folder, index, explore=explore))
+                writer = stack.enter_context(self.actor.writer(folder, index, explore=True))
                 flights[i] = _Flight(writer, policy.initial(), _of(observations, i))
                 writer.begin(flights[i].observation, box.info["telemetry"], box.info["parameters"])
-                _log(writer, box.events)
-            self._fly(policy, flights, explore)
+                log_events(writer, box.events)
+            self._fly(policy, flights)
         faults |= {i: flight.writer.summary.fault_message or None for i, flight in flights.items()}
         return [self.actor.count(faults[i]) for i in range(len(indices))]
 
-    def _fly(self, policy: Policy, flights: dict[int, _Flight], explore: bool) -> None:
+    def _fly(self, policy: Policy, flights: Mapping[int, _Flight]) -> None:
         up = dict(sorted(flights.items()))
         shape = self._envs.single_action_space.shape
         assert shape is not None
         while up:
             actions = np.zeros((self.count, *shape), np.float32)
             for i, flight in up.items():
-                flight.carry, actions[i] = policy.act(flight.carry, flight.observation, explore=explore)
+                flight.carry, actions[i] = policy.act(flight.carry, flight.observation, explore=True)
             with _of_the_living():
                 observations, rewards, _, _, infos = self._envs.step(actions)
             for i, flight in list(up.items()):
-                box = infos["box"][i]
-                _log(flight.writer, box.events)
-                if "fault" in box.info:  # this step was never measured: the episode ends with the one before
-                    flight.writer.fault(box.info["fault"], box.info["fault_message"])
-                    del up[i]
-                    continue
-                flight.observation = _of(observations, i)
-                flight.writer.step(flight.observation, actions[i], float(rewards[i]), box.info)
-                if box.terminated or box.truncated:
-                    flight.writer.done(terminated=box.terminated, truncated=box.truncated)
+                box, flight.observation = infos["box"][i], _of(observations, i)
+                log_events(flight.writer, box.events)
+                came_to = (flight.observation, actions[i], float(rewards[i]), box.terminated, box.truncated)
+                if log_step(flight.writer, *came_to, box.info):
                     del up[i]
 
 
@@ -139,15 +127,9 @@ def _of_the_living() -> Iterator[None]:
         ) from error
 
 
-def _log(writer: EpisodeWriter, events: Iterable[RigEvent]) -> None:
-    for event in events:
-        writer.event(event.time, event.name, event.text, event.level)
-
-
-def _report(flights: Mapping[int, _Flight], closed: Callable[[EpisodeSummary], None]) -> None:
+def _report_all(flights: Mapping[int, _Flight], closed: Closed) -> None:
     for _, flight in sorted(flights.items()):
-        if flight.writer.path.exists():  # not when it holds no observation, nor when the disk refused it
-            closed(flight.writer.summary)
+        report(flight.writer, closed)
 
 
 def _of(observations: Any, i: int) -> Observation:

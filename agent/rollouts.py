@@ -34,9 +34,7 @@ class Collection:
             with self.display:
                 while len(self.done) < wanted:
                     folder, left = self.run.path / "episodes", wanted - len(self.done)
-                    index += len(
-                        collector.round(policy, folder, index, explore=True, closed=self._add, wanted=left)
-                    )
+                    index += len(collector.round(policy, folder, index, left, self._add))
         finally:
             actor.rest()
             conclude(

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from agent.actor import EVALUATION_SEEDS, Actor
+from agent.actor import EVALUATION_SEEDS, Actor, Closed
 from agent.display import Display, chosen_losses, update_times
 from agent.episodes import EpisodeSummary, read_index
 from agent.files import DiskError
@@ -201,14 +201,7 @@ class Collector(Protocol):
     """One robot or several, on which training episodes happen."""
 
     def round(
-        self,
-        policy: Policy,
-        folder: Path,
-        first: int,
-        *,
-        explore: bool,
-        closed: Callable[[EpisodeSummary], None],
-        wanted: int,
+        self, policy: Policy, folder: Path, first: int, wanted: int, closed: Closed
     ) -> list[str | None]:
         """Episodes from number `first` on, at most `wanted`: for each what failed on the rig."""
         ...
@@ -288,10 +281,7 @@ class Training:
             policy, folder = self._choose(), self.run.path / "episodes"
             usual = self.training[-1].steps if self.training else 1
             wanted = math.ceil((self.config.steps - before) / max(usual, 1))
-            faults = self.collector.round(
-                policy, folder, index, explore=True, closed=self._account, wanted=wanted
-            )
-            for fault in faults:
+            for fault in self.collector.round(policy, folder, index, wanted, self._account):
                 self._tell(f"episode {index}", fault)
                 index += 1
             self._pass_on()
@@ -418,14 +408,13 @@ def conclude(
     training: Sequence[EpisodeSummary],
     evaluation: Sequence[EpisodeSummary],
     labels: Mapping[str, str],
+    header: Mapping[str, Any],
     console: Console,
     counters: Mapping[str, float] | None = None,
     frames: Sequence[NDArray[np.uint8]] = (),
-    header: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes summary.json, learning_curve.png, evaluation.mp4; prints the summary. Raises DiskError."""
     commands = [f"python run_robot.py evaluate --run {run.path} --episodes 100"] if evaluation else []
-    header = header or {}
     robot = header.get("rig", {}).get("kind") != "dm_control"
     moved = [summary.file for summary in training if summary.steps and robot]
     commands += [f"python run_robot.py replay {run.path / moved[-1]} --hw sim"] if moved else []

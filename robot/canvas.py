@@ -7,7 +7,6 @@ import functools
 import importlib
 import importlib.util
 import os
-from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -51,6 +50,26 @@ class Canvas:
         self._gl.free()
 
 
+class Canvases:
+    """Canvases of a model, one for each size that is asked for."""
+
+    def __init__(self, model: mujoco.MjModel) -> None:
+        self._model = model
+        self._canvases: dict[tuple[int, int], Canvas] = {}
+
+    def draw(self, scene: mujoco.MjvScene, width: int, height: int) -> Image:
+        """The picture (height, width, 3) uint8 RGB of a scene. Raises RuntimeError as Canvas does."""
+        if (width, height) not in self._canvases:
+            self._canvases[width, height] = Canvas(self._model, width, height)
+        return self._canvases[width, height].draw(scene)
+
+    def close(self) -> None:
+        """Frees the OpenGL contexts."""
+        for canvas in self._canvases.values():
+            canvas.close()
+        self._canvases.clear()
+
+
 def _no_graphics(wanted: str, error: Exception) -> str:
     return (
         f"No picture can be drawn: OpenGL ({wanted or 'egl or osmesa'}) is not usable ({error}). On Debian "
@@ -78,8 +97,7 @@ def _load_triton() -> None:
     found = importlib.util.find_spec("triton")
     for folder in (found.submodule_search_locations or ()) if found else ():
         for library in Path(folder).glob("_C/libtriton*.so"):
-            with suppress(OSError):
-                ctypes.CDLL(str(library))
+            _loads(str(library))
 
 
 def _loads(library: str) -> bool:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from robot.canvas import Canvas
+from robot.canvas import Canvases
 from robot.types import Config, Floats, Image
 
 Element = ElementTree.Element
@@ -260,7 +260,7 @@ class Painter:
         self._camera.distance, self._camera.azimuth = pose.distance, pose.azimuth
         self._camera.elevation = pose.elevation
         model.vis.global_.fovy = pose.fovy
-        self._canvases: dict[tuple[int, int], Canvas] = {}
+        self._canvases = Canvases(model)
 
     def draw(self, qpos: Floats, width: int, height: int) -> Image:
         """The picture (height, width, 3) uint8 RGB of joint positions (nq,)."""
@@ -270,15 +270,11 @@ class Painter:
         mujoco.mjv_updateScene(
             self._model, self._data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
         )
-        if (width, height) not in self._canvases:
-            self._canvases[width, height] = Canvas(self._model, width, height)
-        return self._canvases[width, height].draw(self._scene)
+        return self._canvases.draw(self._scene, width, height)
 
     def close(self) -> None:
         """Frees the OpenGL contexts."""
-        for canvas in self._canvases.values():
-            canvas.close()
-        self._canvases.clear()
+        self._canvases.close()
 
 
 def _visible(geoms: str) -> mujoco.MjvOption:

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
-import numpy as np
 
 from robot.events import RigEvent
 from robot.rig import RigConfig, build
 from robot.types import Fault
 from tasks.env import RobotEnv
 from tasks.suite import SuiteConfig, SuiteEnv
-from tasks.task import Action, Observation
+from tasks.task import Action, Observation, nothing
 from tasks.valve import Valve, ValveConfig
 
 Env = gymnasium.Env[dict[str, Any], Action]
@@ -76,10 +75,8 @@ class Boxed(gymnasium.Wrapper[dict[str, Any], Action, dict[str, Any], Action]):
         try:
             observation, info = super().reset(seed=seed, options=options)
         except Fault as fault:
-            space = self.observation_space
-            assert isinstance(space, gymnasium.spaces.Dict)
-            observation = {name: np.zeros(box.shape or (), box.dtype) for name, box in space.items()}
-            self._waiting, info = observation, {"fault": str(fault)}
+            observation, info = nothing(self.observation_space), {"fault": str(fault)}
+            self._waiting = observation
         return observation, {"box": Box(info, events=self._events())}
 
     def step(self, action: Action) -> tuple[Observation, Any, bool, bool, dict[str, Any]]:

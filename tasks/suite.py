@@ -5,8 +5,10 @@ The learner sees what it sees on a robot: images of 64x64, actions in [-1, 1], e
 
 from __future__ import annotations
 
+import functools
 import logging
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,11 +20,11 @@ from gymnasium.spaces import Box
 from numpy.typing import NDArray
 from pydantic import Field
 
-from robot.canvas import Canvas
+from robot.canvas import Canvases
 from robot.clock import ManualClock
 from robot.events import EventLog
 from robot.types import Fault, Image
-from tasks.task import Action, Observation, TaskConfig
+from tasks.task import Action, Observation, TaskConfig, nothing, spaces
 
 CAMERA = 0  # of the suite's model; what the published images show
 PICTURE = 320  # px, for people
@@ -71,6 +73,7 @@ def load_task(config: SuiteConfig) -> Any:
         raise NoSuite(f"dm_control: {error} Known: {', '.join(known)}") from error
 
 
+@functools.cache
 def suite_sizes(config: SuiteConfig) -> dict[str, Any]:
     """The shapes that agent and policy are built for. Raises NoSuite."""
     env = load_task(config)
@@ -90,7 +93,7 @@ class SuiteWorld:
     """What a run must know of the world beneath a SuiteEnv, as of a rig."""
 
     config: SuiteConfig
-    picture: Any
+    picture: Callable[[], Image]
     clock: ManualClock = field(default_factory=ManualClock)
     realtime: bool = False
 
@@ -127,15 +130,11 @@ class SuiteEnv(gymnasium.Env[dict[str, Any], Action]):
         spec = self._env.action_spec()
         self._low, self._high = np.asarray(spec.minimum), np.asarray(spec.maximum)
         self.action_space = Box(-1, 1, spec.shape, np.float32)
-        spaces: dict[str, gymnasium.Space[Any]] = {
-            "state": Box(-np.inf, np.inf, (_state_size(self._env),), np.float32)
-        }
-        if images:
-            spaces["image"] = Box(0, 255, (*config.image_size, 3), np.uint8)
-        self.observation_space = gymnasium.spaces.Dict(spaces)
+        size = config.image_size if images else None
+        self.observation_space = gymnasium.spaces.Dict(spaces(_state_size(self._env), size))
         self.world = SuiteWorld(config, self.picture)
-        self._canvases: dict[tuple[int, int], Canvas] = {}
         model: mujoco.MjModel = self._env.physics.model.ptr
+        self._canvases = Canvases(model)
         if config.rendering == "fast":
             model.vis.quality.offsamples = model.vis.quality.shadowsize = 0
         self._scene = mujoco.MjvScene(model, maxgeom=1000)
@@ -182,8 +181,8 @@ class SuiteEnv(gymnasium.Env[dict[str, Any], Action]):
         except PhysicsError as error:
             self._steps = None
             fault = Unstable(f"dm_control: {error}")
-            empty = {name: np.zeros(space.shape, space.dtype) for name, space in self._boxes().items()}
-            return empty, 0.0, False, True, {"fault": fault.name, "fault_message": str(fault)}
+            told = {"fault": fault.name, "fault_message": str(fault)}
+            return nothing(self.observation_space), 0.0, False, True, told
         self._steps += 1
         over = last or self._steps >= self.config.horizon
         info = {"terms": {"reward": reward}, **self._facts(latest)}
@@ -207,13 +206,7 @@ class SuiteEnv(gymnasium.Env[dict[str, Any], Action]):
     def close(self) -> None:
         """Frees the OpenGL contexts."""
         self._steps = None
-        for canvas in self._canvases.values():
-            canvas.close()
-        self._canvases.clear()
-
-    def _boxes(self) -> dict[str, Any]:
-        assert isinstance(self.observation_space, gymnasium.spaces.Dict)
-        return dict(self.observation_space.spaces)
+        self._canvases.close()
 
     def _observation(self, step: Any) -> Observation:
         parts: list[NDArray[Any]] = [np.ravel(value) for value in step.observation.values()]
@@ -229,9 +222,7 @@ class SuiteEnv(gymnasium.Env[dict[str, Any], Action]):
         mujoco.mjv_updateScene(
             model, data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
         )
-        if (width, height) not in self._canvases:
-            self._canvases[width, height] = Canvas(model, width, height)
-        return self._canvases[width, height].draw(self._scene)
+        return self._canvases.draw(self._scene, width, height)
 
     def _facts(self, latest: float) -> dict[str, Any]:
         now = self._start + float(self._env.physics.time())

@@ -91,9 +91,18 @@ class Task(ABC):
 
     def spaces(self, *, images: bool) -> dict[str, gymnasium.Space[Any]]:
         """The spaces of what `observe` returns, with or without the camera image."""
-        spaces: dict[str, gymnasium.Space[Any]] = {
-            "state": Box(-np.inf, np.inf, (self.state_size,), np.float32)
-        }
-        if images:
-            spaces["image"] = Box(0, 255, (*self.image_size, 3), np.uint8)
-        return spaces
+        return spaces(self.state_size, self.image_size if images else None)
+
+
+def spaces(state_size: int, image_size: tuple[int, int] | None) -> dict[str, gymnasium.Space[Any]]:
+    """Those of a state (N,) and, unless its (height, width) is None, of an image."""
+    found: dict[str, gymnasium.Space[Any]] = {"state": Box(-np.inf, np.inf, (state_size,), np.float32)}
+    if image_size is not None:
+        found["image"] = Box(0, 255, (*image_size, 3), np.uint8)
+    return found
+
+
+def nothing(space: gymnasium.Space[Any]) -> Observation:
+    """Zeros in the shape of an observation, where none was measured."""
+    assert isinstance(space, gymnasium.spaces.Dict)
+    return {name: np.zeros(part.shape or (), part.dtype) for name, part in space.items()}

@@ -79,7 +79,7 @@ def flown(
     fleet: Fleet, policy: Policy, folder: Path, first: int, wanted: int = 9
 ) -> tuple[list[EpisodeSummary], list[str | None]]:
     summaries: list[EpisodeSummary] = []
-    faults = fleet.round(policy, folder, first, explore=True, closed=summaries.append, wanted=wanted)
+    faults = fleet.round(policy, folder, first, wanted, summaries.append)
     return summaries, faults
 
 
@@ -158,9 +158,9 @@ def test_too_many_faults_in_a_row_end_the_run_after_all_logs_are_closed(
 ) -> None:
     summaries: list[EpisodeSummary] = []
     for index in (12, 22):
-        points.round(Still(), tmp_path, index, explore=True, closed=summaries.append, wanted=1)
+        points.round(Still(), tmp_path, index, 1, summaries.append)
     with pytest.raises(TooManyFaultsError, match="servo 12"):
-        points.round(Still(), tmp_path, 32, explore=True, closed=summaries.append, wanted=1)
+        points.round(Still(), tmp_path, 32, 1, summaries.append)
     assert [summary.steps for summary in summaries] == [1, 1, 1]
 
 
@@ -174,7 +174,7 @@ def test_a_killed_process_is_told_and_what_was_measured_is_kept(tmp_path: Path) 
     summaries: list[EpisodeSummary] = []
     actor = Numbered(Point(), {"task": "point"}, (Fault,), seed=0)
     with pytest.raises(RobotProcessDied, match="--resume"), Fleet(actor, point, 2) as fleet:
-        fleet.round(Still(), tmp_path, 3, explore=True, closed=summaries.append, wanted=2)
+        fleet.round(Still(), tmp_path, 3, 2, summaries.append)
     assert [(summary.index, summary.fault) for summary in summaries] == [
         (3, "RobotProcessDied"),
         (4, "RobotProcessDied"),
@@ -194,7 +194,7 @@ def test_a_policy_that_fails_leaves_closed_logs(points: Fleet, tmp_path: Path) -
 
     summaries: list[EpisodeSummary] = []
     with pytest.raises(FloatingPointError):
-        points.round(Sick(), tmp_path, 5, explore=True, closed=summaries.append, wanted=2)
+        points.round(Sick(), tmp_path, 5, 2, summaries.append)
     assert [(summary.steps, summary.fault) for summary in summaries] == [(1, "FloatingPointError")] * 2
 
 
