@@ -110,7 +110,7 @@ def check_learner(config: RunConfig) -> None:
     if config.train.prior:
         from agent.intake import check_prior
 
-        check_prior(config.train.prior, observed(config), **sizes(config))
+        check_prior(config.train.prior, config.agent.observations, sizes(config))
     if config.train.sync and config.hw.kind != "sim":
         raise ConfigError([f"--sync is not for {config.hw.kind} hardware: {WHY_NOT_SYNC}"])
     if config.agent.device == "cpu":
@@ -146,13 +146,6 @@ def sizes(config: RunConfig) -> dict[str, Any]:
 def sees(config: RunConfig) -> bool:
     """Whether the agent learns from camera images."""
     return config.agent.kind != "sac_state"
-
-
-def observed(config: RunConfig) -> tuple[str, ...]:
-    """What the agent learns from."""
-    if config.agent.kind == "sac_state":
-        return ("state",)
-    return ("image", "joints") if config.agent.proprioception else ("image",)
 
 
 def labels(config: RunConfig) -> dict[str, str]:

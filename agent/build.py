@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -28,11 +28,6 @@ class Agent(Protocol):
     window: int  # steps per window
     device: torch.device
     core: SoftActorCritic
-
-    @property
-    def feature_age(self) -> int:
-        """Updates after which stored features are renewed; 0 if none are, else it is a StoringAgent."""
-        ...
 
     @property
     def batch_size(self) -> int:
@@ -78,26 +73,6 @@ class Agent(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues bit for bit where the state was taken."""
-        ...
-
-
-@runtime_checkable
-class StoringAgent(Agent, Protocol):
-    """Learns also from windows that have stored features in place of images."""
-
-    feature_size: int
-
-    @property
-    def encoded_batch_size(self) -> int:
-        """How many of them an update takes."""
-        ...
-
-    def update(self, batch: Batch, encoded: Batch | None = None) -> dict[str, float]:
-        """One gradient step of everything; returns losses and diagnostics."""
-        ...
-
-    def encode_frames(self, frames: Tensor) -> Tensor:
-        """The features (N, F) of frames (N, H, W, 3)."""
         ...
 
 

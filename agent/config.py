@@ -81,6 +81,11 @@ class SacStateConfig(MachineConfig):
     kind: Literal["sac_state"] = "sac_state"
     sac: SacConfig = SacConfig()
 
+    @property
+    def observations(self) -> tuple[str, ...]:
+        """What the agent learns from."""
+        return ("state",)
+
 
 class ImageConfig(MachineConfig):
     """What every agent that learns from images has."""
@@ -94,6 +99,11 @@ class ImageConfig(MachineConfig):
     # The robot's own joint positions and velocities join each frame's features: what it can feel, it need not
     # see. Never the object's.
     proprioception: bool = False
+
+    @property
+    def observations(self) -> tuple[str, ...]:
+        """What the agent learns from."""
+        return ("image", "joints") if self.proprioception else ("image",)
 
 
 class SacPixelsConfig(ImageConfig):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,21 +62,24 @@ def prior_files(folder: Path) -> list[Path]:
     return found
 
 
-def check_prior(
-    folders: Sequence[Path],
-    keys: Sequence[str],
-    *,
-    image_shape: tuple[int, int, int],
-    state_size: int,
-    action_size: int,
-    joint_size: int = 0,
-) -> None:
+def make_replay(
+    capacity: int, keys: Sequence[str], sizes: Mapping[str, Any], **options: Any
+) -> SequenceReplay:
+    """A replay of the observations `keys`, whose sizes are those of a run's spaces.json."""
+    vectors = {"state": "state_size", "joints": "joint_size"}
+    return SequenceReplay(
+        capacity,
+        image_shape=tuple(sizes["image_shape"]) if "image" in keys else None,
+        state_size=next((sizes[name] for key, name in vectors.items() if key in keys), None),
+        action_size=sizes["action_size"],
+        **options,
+    )
+
+
+def check_prior(folders: Sequence[Path], keys: Sequence[str], sizes: Mapping[str, Any]) -> None:
     """Tries the first episode of each folder. Raises PriorDataError when one does not fit those sizes."""
-    size = {"state": state_size, "joints": joint_size}
-    states = next((size[key] for key in size if key in keys), None)
     for folder in folders:
-        ring = SequenceReplay(100_000, image_shape if "image" in keys else None, states, action_size)
-        _take_prior(ring, prior_files(folder)[0], keys)
+        _take_prior(make_replay(100_000, keys, sizes), prior_files(folder)[0], keys)
 
 
 def fill_with_prior(

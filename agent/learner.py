@@ -16,8 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,17 +24,18 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from agent.build import Agent, StoringAgent, build_agent, prepare_process
+from agent.build import Agent, build_agent, prepare_process
 from agent.config import AgentConfig
 from agent.episodes import EpisodeError
 from agent.files import DiskError, disk_errors
-from agent.intake import PriorDataError, fill_with_prior, mixed, take
+from agent.intake import PriorDataError, fill_with_prior, make_replay, mixed, take
 from agent.latent import probe
 from agent.metrics import MetricsLog, Stopwatch
 from agent.replay import CPU, Batch, ReplayTooSmall, SequenceReplay
 from agent.report import strip
 from agent.run_dir import RunBusy, RunDir, RunError
 from agent.schedule import TrainConfig
+from agent.slac import SlacAgent
 
 CHUNK = 10  # updates between two looks at the run directory: at most a few seconds at the official size
 IDLE_SLEEP = 0.1  # s; episodes take seconds
@@ -114,16 +114,21 @@ class Learner:
         self.agent: Agent = build_agent(agent_config, seed=config.seed, **spaces)
         if not self.agent.pretrain_batch_size:  # no model to train ahead
             self.config = self.config.model_copy(update={"pretrain_updates": 0})
-        storing = bool(self.agent.feature_age) and isinstance(self.agent, StoringAgent)
-        self._storing = cast(StoringAgent, self.agent) if storing else None
+        agent, keys = self.agent, self.agent.observations
+        self._storing = agent if isinstance(agent, SlacAgent) and agent.config.feature_age else None
         self._encoded = -math.inf  # updates by the last time that all stored frames were encoded
-        with disk_errors(run.path / "replay"):
-            home = self._home(spaces)
-            self.replay = self._ring(spaces, home, run.path / "replay" if config.replay_on_disk else None)
+        options = {
+            "feature_size": self._storing.config.model.features if self._storing else None,
+            "device": self._home(spaces),
+        }
+        path, capacity = run.path / "replay", config.replay_capacity
+        with disk_errors(path):
+            on_disk = path if config.replay_on_disk else None
+            self.replay = make_replay(capacity, keys, spaces, path=on_disk, **options)
         self.prior: SequenceReplay | None = None  # episodes of other runs
         if config.prior:
-            self.prior = self._ring(spaces, home)
-            fill_with_prior(self.prior, config.prior, self.agent.observations, self.agent.window)
+            self.prior = make_replay(capacity, keys, spaces, **options)
+            fill_with_prior(self.prior, config.prior, keys, self.agent.window)
         self.rng = np.random.default_rng([config.seed, 1])
         self.counters = Counters()
         self.losses: dict[str, float] = {}
@@ -134,20 +139,6 @@ class Learner:
         self._saved = Counters()  # as of the newest checkpoint
         self._logged = 0  # updates by the last row of metrics
         self._looked = 0  # updates by the last probe
-
-    def _ring(
-        self, spaces: Mapping[str, Any], home: torch.device, path: Path | None = None
-    ) -> SequenceReplay:
-        keys, sizes = self.agent.observations, {"state": "state_size", "joints": "joint_size"}
-        return SequenceReplay(
-            self.config.replay_capacity,
-            image_shape=tuple(spaces["image_shape"]) if "image" in keys else None,
-            state_size=next((spaces[sizes[key]] for key in sizes if key in keys), None),
-            action_size=spaces["action_size"],
-            path=path,
-            device=home,
-            feature_size=self._storing.feature_size if self._storing else None,
-        )
 
     def _home(self, spaces: Mapping[str, Any]) -> torch.device:
         """Where all rings' images lie: on the GPU that learns if they take less than half of what is free."""
@@ -232,9 +223,9 @@ class Learner:
         self._encode(self._storing)
         return self._storing.update(batch, self._drawn(self._storing.encoded_batch_size, images=False))
 
-    def _encode(self, agent: StoringAgent) -> None:
+    def _encode(self, agent: SlacAgent) -> None:
         """Brings the features of stored frames up to date: of all when they are due, else of new ones."""
-        anew = self.counters.done - self._encoded >= agent.feature_age
+        anew = self.counters.done - self._encoded >= agent.config.feature_age
         for ring in (self.replay, self.prior):
             if ring is not None:
                 ring.encode(agent.encode_frames, anew=anew)

@@ -79,7 +79,7 @@ class SacPixelsAgent:
         seed: int,
         joint_size: int = 0,
     ) -> None:
-        self.observations: tuple[str, ...] = ("image", "joints") if joint_size else ("image",)
+        self.observations = config.observations
         self.joint_size = joint_size
         self.config = config
         self.window = config.window
@@ -133,8 +133,6 @@ class SacPixelsAgent:
             reward=batch.reward[:, -1],
             discount=batch.discount[:, -1],
         )
-
-    feature_age = 0  # no features are stored
 
     @property
     def pretrain_batch_size(self) -> int:

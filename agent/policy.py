@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agent.config import ImageConfig, SacPixelsConfig, SacStateConfig, SlacConfig
+from agent.config import ImageConfig, SacStateConfig
 from agent.networks import Encoder, TanhGaussian, TanhGaussianPolicy
 
 Observation = Mapping[str, NDArray[Any]]
@@ -116,18 +116,22 @@ class ImagePolicy(ABC):
         image_shape: tuple[int, int, int],
         action_size: int,
         seed: int,
-        *,
-        observation_size: int,
-        joint_size: int,
+        joint_size: int = 0,
     ) -> None:
         self._joint_size = joint_size
         self._generator = torch.Generator().manual_seed(seed)
         self._window, self._action_size, self._version = config.window, action_size, 0
         self._encoder = slac_encoder(config, image_shape, self._generator)
+        size = self.size(config.window, config.model.features + joint_size, action_size)
         sac = config.sac
         self._policy = TanhGaussianPolicy(
-            observation_size, action_size, sac.hidden, self._generator, sac.actor_layer_norm
+            size, action_size, sac.hidden, self._generator, sac.actor_layer_norm
         )
+
+    @staticmethod
+    @abstractmethod
+    def size(window: int, features: int, action_size: int) -> int:
+        """How many numbers seen() gives."""
 
     @abstractmethod
     def seen(self, history: History) -> Tensor:
@@ -182,16 +186,10 @@ class ImagePolicy(ABC):
 class SlacPolicy(ImagePolicy):
     """Acts from the newest T frames and the actions between them, with the actor that SlacAgent trains."""
 
-    def __init__(
-        self,
-        config: SlacConfig,
-        image_shape: tuple[int, int, int],
-        action_size: int,
-        seed: int,
-        joint_size: int = 0,
-    ) -> None:
-        size = history_size(config.window, config.model.features + joint_size, action_size)
-        super().__init__(config, image_shape, action_size, seed, observation_size=size, joint_size=joint_size)
+    @staticmethod
+    def size(window: int, features: int, action_size: int) -> int:
+        """T features and the T-1 actions between them."""
+        return history_size(window, features, action_size)
 
     def seen(self, history: History) -> Tensor:
         """Features and actions."""
@@ -201,16 +199,10 @@ class SlacPolicy(ImagePolicy):
 class PixelsPolicy(ImagePolicy):
     """Acts from the newest T frames alone, with the actor that SacPixelsAgent trains."""
 
-    def __init__(
-        self,
-        config: SacPixelsConfig,
-        image_shape: tuple[int, int, int],
-        action_size: int,
-        seed: int,
-        joint_size: int = 0,
-    ) -> None:
-        size = config.window * (config.model.features + joint_size)
-        super().__init__(config, image_shape, action_size, seed, observation_size=size, joint_size=joint_size)
+    @staticmethod
+    def size(window: int, features: int, action_size: int) -> int:
+        """T features."""
+        return window * features
 
     def seen(self, history: History) -> Tensor:
         """Features."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import fields
 
 import torch
 
@@ -88,7 +87,5 @@ def _shapes(batches: Batches) -> list[dict[str, torch.Size] | None]:
 
 
 def _copy(to: Batch, source: Batch) -> None:
-    for field in fields(Batch):
-        target = getattr(to, field.name)
-        if target is not None:
-            target.copy_(getattr(source, field.name), non_blocking=True)
+    for name, part in to.parts().items():
+        part.copy_(getattr(source, name), non_blocking=True)

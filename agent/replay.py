@@ -247,7 +247,7 @@ class SequenceReplay:
             )
         if len(rewards) != steps:
             raise ValueError(f"{steps} actions came with {len(rewards)} rewards; expected one for each")
-        stores: tuple[tuple[str, Tensor | NDArray[np.float32] | None, NDArray[Any] | None], ...] = (
+        stores: tuple[tuple[str, Any, Any], ...] = (
             ("images", self._image, images),
             ("states", self._state, states),
         )

@@ -427,8 +427,6 @@ class SacStateAgent:
         *further, last = step.split(self.config.sac.critic_updates)
         return to_floats(self.core.update(last, self.generator, further))
 
-    feature_age = 0  # no features are stored
-
     @property
     def pretrain_batch_size(self) -> int:
         """0: there is no model to train ahead of the actor-critic."""

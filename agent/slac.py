@@ -78,11 +78,10 @@ class SlacAgent:
         seed: int,
         joint_size: int = 0,
     ) -> None:
-        self.observations: tuple[str, ...] = ("image", "joints") if joint_size else ("image",)
+        self.observations = config.observations
         self.joint_size = joint_size
         self.config = config
         self.window = config.window
-        self.feature_size = config.model.features
         self.device = torch.device(config.device)
         initial = torch.Generator().manual_seed(seed)
         encoder = slac_encoder(config, image_shape, initial)
@@ -106,7 +105,7 @@ class SlacAgent:
     @property
     def batch_size(self) -> int:
         """Windows with images that one update wants."""
-        return self.config.model_batch if self.feature_age else self.config.sac.batch_size
+        return self.config.model_batch if self.config.feature_age else self.config.sac.batch_size
 
     @property
     def pretrain_batch_size(self) -> int:
@@ -114,15 +113,10 @@ class SlacAgent:
         return self.config.model_batch
 
     @property
-    def feature_age(self) -> int:
-        """Updates after which the features of all stored frames are to be renewed; 0: none are stored."""
-        return self.config.feature_age
-
-    @property
     def encoded_batch_size(self) -> int:
         """Windows with stored features in place of images that one update wants beside the model's own."""
         sac = self.config.sac
-        return sac.batch_size * sac.critic_updates - self.config.model_batch if self.feature_age else 0
+        return sac.batch_size * sac.critic_updates - self.config.model_batch if self.config.feature_age else 0
 
     def update(self, batch: Batch, encoded: Batch | None = None) -> dict[str, float]:
         """One gradient step of model, critic, actor and temperature; returns losses and diagnostics.

@@ -166,29 +166,24 @@ def test_prior_data_without_a_single_window_are_told(tmp_path: Path) -> None:
         learner(tmp_path / "run", other.path)
 
 
-def test_what_does_not_fit_is_told_before_anything_moves(
+def refused(prior: Path | str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What a run with that prior data is told; it never begins."""
+    command = f"--task valve_fixed --hw sim --agent sac_state --set train.prior=[{prior}] --run run"
+    assert run_robot.main(shlex.split(command)) == 2
+    assert not Path("run").exists()
+    return capsys.readouterr().err
+
+
+def test_what_cannot_be_trained_on_is_told_before_anything_moves(
     demonstrations: RunDir,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    command = (
-        f"--task valve_fixed --hw sim --agent sac_state --set train.prior=[{demonstrations.path}] --run run"
-    )
-    assert run_robot.main(shlex.split(command)) == 2
-    assert "does not fit this run" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_run_without_episodes_is_told_before_anything_moves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    command = "--task valve_fixed --hw sim --agent sac_state --set train.prior=[runs/nothing] --run run"
-    assert run_robot.main(shlex.split(command)) == 2
-    assert f"train.prior: {tmp_path / 'runs/nothing'} holds no episodes/*.mcap" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
+    assert "does not fit this run" in refused(demonstrations.path, capsys)
+    expected = f"train.prior: {tmp_path / 'runs/nothing'} holds no episodes/*.mcap"
+    assert expected in refused("runs/nothing", capsys)
 
 
 def test_paths_are_those_of_the_commands_own_folder(
