@@ -129,12 +129,12 @@ def check_learner(config: RunConfig) -> None:
 
 def sizes(config: RunConfig) -> dict[str, Any]:
     """The shapes that agent and policy are built for. Raises NoSuite."""
+    from tasks import make_task
     from tasks.suite import SuiteConfig, suite_sizes
-    from tasks.valve import Valve
 
     if isinstance(config.task, SuiteConfig):
         return suite_sizes(config.task)
-    task = Valve(config.task)
+    task = make_task(config.task)
     return {
         "image_shape": (*task.image_size, 3),
         "state_size": task.state_size,
@@ -150,14 +150,11 @@ def sees(config: RunConfig) -> bool:
 
 def labels(config: RunConfig) -> dict[str, str]:
     """The task's measures as people call them."""
+    from tasks import make_task
+
     if config.task.kind == "dm_control":
         return {"success": "full reward at the end"}
-    return {
-        "success": f"success at {config.task.success:g} rad",
-        "success_20deg": "success at 20 degrees",
-        "error": "final error, rad",
-        "angle": "final angle, rad",
-    }
+    return make_task(config.task).labels
 
 
 # --- The rig
@@ -193,9 +190,8 @@ class Stage:
 @contextmanager
 def stage(config: RunConfig, *, images: bool) -> Iterator[Stage]:
     """The rig, engaged; relaxed and closed on every way out. Raises MissingPart, Fault."""
-    from tasks.env import RobotEnv
+    from tasks import RobotEnv, make_task
     from tasks.suite import SuiteConfig
-    from tasks.valve import Valve
 
     if isinstance(config.task, SuiteConfig):
         with closing(open_suite(config.task, config.train.seed, images=images)) as env:
@@ -204,7 +200,7 @@ def stage(config: RunConfig, *, images: bool) -> Iterator[Stage]:
     with open_rig(config.hw, images=images) as rig:
         if images:
             picture_of(rig)
-        yield Stage(RobotEnv(rig, Valve(config.task), images=images, seed=config.train.seed), rig)
+        yield Stage(RobotEnv(rig, make_task(config.task), images=images, seed=config.train.seed), rig)
 
 
 def open_suite(config: SuiteConfig, seed: int, *, images: bool) -> SuiteEnv:
@@ -494,16 +490,14 @@ def fixed_policy(kind: str, config: RunConfig, scene: Stage, done: int) -> Polic
     import numpy as np
 
     from agent.policy import ConstantPolicy, RandomPolicy
+    from tasks import make_task
 
     if kind == "random":
         rng = np.random.default_rng([config.train.seed, done])
         return RandomPolicy(scene.action_size, rng)
     if config.task.kind == "dm_control":
         return ConstantPolicy(np.zeros(scene.action_size, np.float32))
-    home, reach = np.array(config.task.reset.home), np.array(config.task.action_range)
-    action = np.divide(home, reach, out=np.zeros_like(home), where=reach != 0).clip(-1, 1)
-    fingers = scene.action_size // len(home)
-    return ConstantPolicy(np.tile(action, fingers).astype(np.float32))
+    return ConstantPolicy(make_task(config.task).hold)
 
 
 def command_evaluate(args: argparse.Namespace) -> int:

@@ -5,11 +5,11 @@ from tasks.task import Task, TaskConfig
 from tasks.valve import Valve, ValveConfig
 
 # The kinds of task by the word that a configuration names them with; settings are files in configs/tasks.
-TASKS: dict[str, type[Valve]] = {"valve": Valve}
+TASKS: dict[str, type[Task]] = {"valve": Valve}
 
 
-def make_task(config: ValveConfig) -> Task:
-    """The task that a configuration describes."""
+def make_task(config: TaskConfig) -> Task:
+    """The task of a robot that a configuration describes."""
     return TASKS[config.kind](config)
 
 

@@ -12,10 +12,9 @@ import gymnasium
 from robot.events import RigEvent
 from robot.rig import RigConfig, build
 from robot.types import Fault
-from tasks.env import RobotEnv
+from tasks import RobotEnv, make_task
 from tasks.suite import SuiteConfig, SuiteEnv
-from tasks.task import Action, Observation, nothing
-from tasks.valve import Valve, ValveConfig
+from tasks.task import Action, Observation, TaskConfig, nothing
 
 Env = gymnasium.Env[dict[str, Any], Action]
 
@@ -24,7 +23,7 @@ Env = gymnasium.Env[dict[str, Any], Action]
 class Simulated:
     """What it takes to make one; may be sent to another process."""
 
-    task: ValveConfig | SuiteConfig
+    task: TaskConfig
     hw: RigConfig
     seed: int
     images: bool
@@ -35,7 +34,7 @@ class Simulated:
             return Boxed(SuiteEnv(self.task, images=self.images, seed=self.seed))
         resources = ExitStack()
         rig = resources.enter_context(build(self.hw, cameras=self.images))
-        env = RobotEnv(rig, Valve(self.task), images=self.images, seed=self.seed)
+        env = RobotEnv(rig, make_task(self.task), images=self.images, seed=self.seed)
         return Boxed(env, resources.close)
 
 

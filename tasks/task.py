@@ -22,8 +22,9 @@ Observation = dict[str, NDArray[Any]]
 
 
 class TaskConfig(Config):
-    """What every task has: an episode's length and the control period."""
+    """What every task has: its kind, an episode's length and the control period."""
 
+    kind: str
     horizon: int = Field(50, ge=1)  # steps; the time limit truncates, the value bootstraps
     period: float = Field(0.1, gt=0)  # s
     image_size: tuple[int, int] = (64, 64)  # height, width of the camera's delivered image
@@ -84,6 +85,16 @@ class Task(ABC):
     @abstractmethod
     def measures(self, snapshot: Snapshot) -> dict[str, float]:
         """Physical quantities that a report shows beside the reward."""
+
+    @property
+    @abstractmethod
+    def labels(self) -> dict[str, str]:
+        """What a report calls success and the measures, in its order."""
+
+    @property
+    @abstractmethod
+    def hold(self) -> Action:
+        """(A,): what keeps the pose in which resets end."""
 
     def failed(self, snapshot: Snapshot) -> bool:
         """True when the episode cannot go on; this is termination, not truncation."""

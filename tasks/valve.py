@@ -232,6 +232,22 @@ class Valve(Task):
         """True within the configured angle of the goal."""
         return abs(self.error(snapshot)) < self.config.success
 
+    @property
+    def labels(self) -> dict[str, str]:
+        """Success at two radii, and where the valve ended."""
+        return {
+            "success": f"success at {self.config.success:g} rad",
+            "success_20deg": "success at 20 degrees",
+            "error": "final error, rad",
+            "angle": "final angle, rad",
+        }
+
+    @property
+    def hold(self) -> Action:
+        """The fingers at home."""
+        at_home = np.divide(self._home, self._range, out=np.zeros_like(self._home), where=self._range != 0)
+        return at_home.clip(-1, 1).astype(np.float32)
+
     def measures(self, snapshot: Snapshot) -> dict[str, float]:
         """Distance to the goal and the valve's angle in rad, and success at 20 degrees."""
         error = abs(self.error(snapshot))
