@@ -197,7 +197,7 @@ def stage(config: RunConfig, *, images: bool) -> Iterator[Stage]:
         with closing(open_suite(config.task, config.train.seed, images=images)) as env:
             yield Stage(env, env.world)
         return
-    with open_rig(config.hw, images=images) as rig:
+    with open_rig(config, images=images) as rig:
         if images:
             picture_of(rig)
         yield Stage(RobotEnv(rig, make_task(config.task), images=images, seed=config.train.seed), rig)
@@ -217,13 +217,13 @@ def open_suite(config: SuiteConfig, seed: int, *, images: bool) -> SuiteEnv:
     return env
 
 
-def open_rig(config: RigConfig, *, images: bool) -> Rig:
+def open_rig(config: RunConfig, *, images: bool) -> Rig:
     """The rig, not yet engaged."""
     from robot.rig import build
 
     try:
-        return build(config, cameras=images)
-    except FileNotFoundError as error:  # ROBEL's files; of everything else a rig raises its own faults
+        return build(config.hw, cameras=images, arm=config.task.sawyer)
+    except FileNotFoundError as error:  # a model's files; of everything else a rig raises its own faults
         raise MissingPart(str(error)) from error
 
 
@@ -546,32 +546,35 @@ def command_replay(args: argparse.Namespace) -> int:
     """Moves as a logged episode did and reports the difference; with --rescore nothing moves."""
     from configs.document import ConfigError, Layer
     from robot.rig import Rig
+    from tasks import make_task
     from tasks.replay import replay, rescore
     from tasks.replay_report import show_replay, show_rescore
-    from tasks.valve import Valve, ValveConfig
+    from tasks.suite import SuiteConfig
 
     episode = logged(args.episode)
     config = recompose(args, Layer.from_text(episode.header["config"], f"{args.episode} (config)"))
     telemetry = episode.telemetry
-    if not isinstance(config.task, ValveConfig):
+    if isinstance(config.task, SuiteConfig):
         way_out = "evaluate --run shows what its run has learned"
         raise ConfigError([f"{args.episode} is of dm_control, and replay is for robots; {way_out}"])
+    task = make_task(config.task)
+    with usable(args.episode):
+        task.restore(episode.parameters)
     if args.rescore:
         steps = {column: values[1:] for column, values in telemetry.items()}
         with usable(args.episode):
-            same = show_rescore(rescore(Valve(config.task), episode.parameters, steps, episode.terms))
+            same = show_rescore(rescore(task, episode.parameters, steps, episode.terms))
         return 0 if same else 1
     with stage(config, images=False) as scene, usable(args.episode):
         assert isinstance(scene.world, Rig)
         result = replay(
             scene.world,
+            task,
             telemetry["applied"][1:],
-            config.task.period,
-            config.task.reset,
             start=telemetry["joint_position"][0],
-            object_start=float(telemetry["object_position"][0, 0]),
+            object_start=telemetry["object_position"][0],
         )
-    show_replay(result, telemetry)
+    show_replay(task, result, telemetry)
     return 0
 
 

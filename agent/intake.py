@@ -41,7 +41,7 @@ def store(replay: SequenceReplay, episode: Episode, keys: Sequence[str]) -> None
             actions=episode.actions,
             rewards=episode.rewards.astype(np.float32),
             terminated=episode.terminated,
-            angles=None if thing is None else thing[:, 0],
+            angles=thing[:, 0] if thing is not None and thing.shape[1] == 1 else None,
         )
 
 

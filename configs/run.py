@@ -15,10 +15,13 @@ from agent.config import AgentConfig
 from agent.schedule import TrainConfig
 from configs.loader import Problem
 from robot.rig import CAMERA, RigConfig
+from tasks.sawyer import ArmTaskConfig, DoorConfig, DrawerConfig, PickupConfig
 from tasks.suite import SuiteConfig
 from tasks.valve import ValveConfig
 
-AnyTask = Annotated[ValveConfig | SuiteConfig, Field(discriminator="kind")]
+AnyTask = Annotated[
+    ValveConfig | DoorConfig | DrawerConfig | PickupConfig | SuiteConfig, Field(discriminator="kind")
+]
 
 
 class RunConfig(BaseModel):
@@ -40,13 +43,13 @@ def cross_checks(config: RunConfig) -> Iterator[Problem]:
     images = config.agent.kind != "sac_state"
     if isinstance(config.task, ValveConfig):
         yield from _joints_and_time(config.task, config.hw)
-        if images:
-            yield from _camera(config.task, config.hw)
     elif config.hw.kind != "sim":
-        yield Problem("hw.kind", f"{config.task.domain} is simulated only: --hw sim")
+        yield Problem("hw.kind", f"a task of kind {config.task.kind} is simulated only: --hw sim")
+    if images and not isinstance(config.task, SuiteConfig):
+        yield from _camera(config.task, config.hw)
     if images:
         yield from _halvings(config.task.image_size)
-    if config.agent.kind != "sac_state" and config.agent.proprioception and config.task.kind != "valve":
+    if config.agent.kind != "sac_state" and config.agent.proprioception and config.task.kind == "dm_control":
         yield Problem("agent.proprioception", "is for a robot with joints of its own, not for dm_control")
     random_steps = config.train.scaled().random_steps
     if config.agent.kind != "sac_state" and config.agent.window >= random_steps:
@@ -78,7 +81,7 @@ def _joints_and_time(task: ValveConfig, hw: RigConfig) -> Iterator[Problem]:
         )
 
 
-def _camera(task: ValveConfig, hw: RigConfig) -> Iterator[Problem]:
+def _camera(task: ValveConfig | ArmTaskConfig, hw: RigConfig) -> Iterator[Problem]:
     """What an agent that sees needs of the camera."""
     camera = hw.camera
     if task.camera != CAMERA:
@@ -91,7 +94,8 @@ def _camera(task: ValveConfig, hw: RigConfig) -> Iterator[Problem]:
     if hw.kind != "sim" and 1 / fps + camera.delay > task.period:
         path = "hw.emulator.fps" if hw.kind == "emulated" else "hw.camera.fps"
         yield Problem(path, f"no frame would be fresh enough: a step takes {task.period:g} s")
-    if hw.kind == "real" and task.cue == "dot" and camera.projection is None:
+    dotted = isinstance(task, ValveConfig) and task.cue == "dot"
+    if hw.kind == "real" and dotted and camera.projection is None:
         yield Problem("hw.camera.projection", "is needed to draw the goal into the image (task.cue: dot)")
 
 

@@ -210,9 +210,11 @@ class Patience:
     def _warm(self) -> str:
         cool = self._rig.config.dclaw.cool
         try:
-            servo, temperature = self._look().health.hottest
+            health = self._look().health
         except BusFault as fault:
             return _words(fault)
+        assert health is not None, "only servos get hot"
+        servo, temperature = health.hottest
         if temperature <= cool:
             return ""
         return f"cooling: {servo_name(servo)} at {temperature:.0f} deg C, goes on at {cool:g}"

@@ -24,6 +24,7 @@ from robot.emulator import EmulatorConfig, EmulatorSetup
 from robot.events import EventLog
 from robot.keepalive import kept_alive
 from robot.patience import PatienceConfig
+from robot.sawyer import SawyerConfig, SawyerPlant, SawyerRobot
 from robot.settings import DynamixelConfig
 from robot.sim import SimConfig, SimPlant
 from robot.types import Camera, CameraFault, Clock, Config, Image, PortLost, Robot, Snapshot
@@ -129,11 +130,14 @@ class Rig:
         self.close()
 
 
-def build(config: RigConfig, *, cameras: bool = True) -> Rig:
+def build(config: RigConfig, *, cameras: bool = True, arm: SawyerConfig | None = None) -> Rig:
     """The rig that the configuration names, open and not yet engaged; nothing moves.
 
-    Raises PortLost or CameraFault, with everything closed again that was opened before.
+    With `arm` a simulated Sawyer in its place. Raises PortLost, CameraFault or, without a model's files,
+    FileNotFoundError, with everything closed again that was opened before.
     """
+    if arm is not None:
+        return _build_sawyer(config, arm, cameras=cameras)
     if config.kind == "sim":
         return _build_simulated(config, cameras=cameras)
     with ExitStack() as resources:
@@ -184,6 +188,19 @@ def _build_simulated(config: RigConfig, *, cameras: bool) -> Rig:
     robot = DynamixelRobot(plant, dclaw, plant, events, FingerClearance())
     views = {CAMERA: plant} if cameras else {}
     return Rig(config, robot, views, plant, events, lambda: plant.render(*PICTURE), resources=resources)
+
+
+def _build_sawyer(config: RigConfig, arm: SawyerConfig, *, cameras: bool) -> Rig:
+    if config.kind != "sim":
+        raise ValueError(f"a Sawyer is simulated only, this rig is {config.kind}: choose --hw sim")
+    plant = SawyerPlant(arm, config.camera.size)
+    resources = ExitStack()
+    resources.callback(plant.close)
+    views = {CAMERA: plant} if cameras else {}
+    events = EventLog(plant)
+    return Rig(
+        config, SawyerRobot(plant), views, plant, events, lambda: plant.render(*PICTURE), resources=resources
+    )
 
 
 def _build_wired(config: RigConfig, resources: ExitStack, *, cameras: bool) -> Rig:

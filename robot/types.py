@@ -57,7 +57,7 @@ class RobotState:
 
     joints: JointState
     object: JointState
-    health: Health
+    health: Health | None = None  # None: a robot without servos of its own
 
     @property
     def time(self) -> float:

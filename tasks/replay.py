@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from robot.clock import Ticker
 from robot.types import Applied, Floats, JointState, Snapshot
-from tasks.resets import ResetConfig, move_to, reset_valve
-from tasks.rewards import wrap_angle
 from tasks.task import Task
 
 if TYPE_CHECKING:
@@ -23,7 +21,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two series of joint positions lie apart, each (J,) rad."""
+    """How far two series of joint positions lie apart, each (J,)."""
 
     rms: Floats
     max: Floats
@@ -39,48 +37,39 @@ class Difference:
 class Replay:
     """What a replay did: T steps, J joints."""
 
-    position: Floats  # (T, J) rad, measured at the end of each step
-    object_position: Floats  # (T,) rad
-    applied: Floats  # (T, J) rad, what the safety filter let through this time
+    position: Floats  # (T, J), measured at the end of each step
+    object_position: Floats  # (T, K)
+    applied: Floats  # (T, J), what the safety filter let through this time
     tracking: Difference  # measured against commanded
     late: int  # steps that overran their period
 
     def against(self, position: Floats) -> Difference:
-        """Joint by joint against the logged (T, J) positions, rad."""
+        """Joint by joint against the logged (T, J) positions."""
         return Difference.between(self.position, position)
 
-    def object_against(self, position: Floats) -> Floats:
-        """(T,) rad, unsigned: how far the object was from the logged (T,) angles."""
-        pairs = zip(self.object_position, position, strict=True)
-        return np.array([abs(wrap_angle(float(now) - float(then))) for now, then in pairs])
 
-
-def replay(
-    rig: Rig, targets: Floats, period: float, reset: ResetConfig, *, start: Floats, object_start: float
-) -> Replay:
+def replay(rig: Rig, task: Task, targets: Floats, *, start: Floats, object_start: Floats) -> Replay:
     """Runs an episode's applied targets again, through the same robot path and safety filter.
 
-    First the valve is driven to `object_start` (rad) and the fingers ease from wherever they are to `start`
-    (J,) rad. targets: (T, J) rad, one every `period` s. Raises ValueError for arrays of another robot,
-    MotionFault, BusFault.
+    First the task puts the object to `object_start` (K,) and the robot to `start` (J,). targets: (T, J), one
+    every period. Raises ValueError for arrays of another robot, MotionFault, BusFault.
     """
     targets, start = np.asarray(targets, np.float64), np.asarray(start, np.float64)
     _check(targets, start, rig.robot.joints)
-    reset_valve(rig, object_start, reset)
-    move_to(rig, start, reset.motion)
-    ticker = Ticker(rig.clock, period)
+    task.put_back(rig, start, np.asarray(object_start, np.float64))
+    ticker = Ticker(rig.clock, task.period)
     ticker.start()
-    steps = [_step(rig, target, period, ticker) for target in targets]
+    steps = [_step(rig, target, task.period, ticker) for target in targets]
     position, thing, applied = (np.array(column) for column in zip(*steps, strict=True))
     tracking = Difference.between(position, targets)
     return Replay(position, thing, applied, tracking, ticker.late_total)
 
 
-def _step(rig: Rig, target: Floats, period: float, ticker: Ticker) -> tuple[Floats, float, Floats]:
+def _step(rig: Rig, target: Floats, period: float, ticker: Ticker) -> tuple[Floats, Floats, Floats]:
     applied = rig.robot.command(target, period)
     ticker.wait()
     state = rig.robot.read()
-    return state.joints.position, float(state.object.position[0]), applied.target
+    return state.joints.position, state.object.position, applied.target
 
 
 def _check(targets: Floats, start: Floats, joints: int) -> None:

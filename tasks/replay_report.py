@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tasks.replay import Replay, Rescore
-from tasks.resets import joint_name
+from tasks.task import Task
 
 SAME_REWARD = 1e-9  # what adding the same numbers in another order may change
 
@@ -26,23 +26,23 @@ def show_rescore(result: Rescore) -> bool:
     return False
 
 
-def show_replay(result: Replay, telemetry: Mapping[str, Any]) -> None:
+def show_replay(task: Task, result: Replay, telemetry: Mapping[str, Any]) -> None:
     """Prints how well the joints followed, and how far the motion was from the logged one."""
     log = result.against(telemetry["joint_position"][1:])
-    table = Table("rad", "lag rms", "lag max", "log rms", "log max")
-    for number, row in enumerate(
-        zip(result.tracking.rms, result.tracking.max, log.rms, log.max, strict=True)
-    ):
-        table.add_row(joint_name(number), *(f"{value:.3f}" for value in row))
+    names = task.joint_names
+    parts = (result.tracking.rms, result.tracking.max, log.rms, log.max)
+    lag_rms, lag_max, log_rms, log_max = (part[: len(names)] for part in parts)
+    table = Table("", "lag rms", "lag max", "log rms", "log max")
+    for name, *row in zip(names, lag_rms, lag_max, log_rms, log_max, strict=True):
+        table.add_row(name, *(f"{value:.3f}" for value in row))
     table.add_section()
-    rms = [float(np.sqrt(np.mean(part.rms**2))) for part in (result.tracking, log)]
-    worst = (rms[0], result.tracking.max.max(), rms[1], log.max.max())
-    table.add_row("all", *(f"{value:.3f}" for value in worst))
-    valve = result.object_against(telemetry["object_position"][1:, 0])
+    whole = (np.sqrt(np.mean(lag_rms**2)), lag_max.max(), np.sqrt(np.mean(log_rms**2)), log_max.max())
+    table.add_row("all", *(f"{value:.3f}" for value in whole))
+    away = task.apart(result.object_position, telemetry["object_position"][1:])
     console = Console(highlight=False)
     console.print(table)
     console.print("lag: the joints behind their commands; log: the joints now and in the episode")
     console.print(
-        f"valve now and in the episode: {valve[-1]:.3f} rad apart at the end, {valve.max():.3f} at most"
+        f"{task.thing}, now and in the episode: {away[-1]:.3f} apart at the end, {away.max():.3f} at most"
     )
     console.print(f"{len(result.position)} steps, {result.late} late")

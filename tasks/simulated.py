@@ -33,7 +33,7 @@ class Simulated:
         if isinstance(self.task, SuiteConfig):
             return Boxed(SuiteEnv(self.task, images=self.images, seed=self.seed))
         resources = ExitStack()
-        rig = resources.enter_context(build(self.hw, cameras=self.images))
+        rig = resources.enter_context(build(self.hw, cameras=self.images, arm=self.task.sawyer))
         env = RobotEnv(rig, make_task(self.task), images=self.images, seed=self.seed)
         return Boxed(env, resources.close)
 

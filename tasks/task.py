@@ -12,7 +12,8 @@ from gymnasium.spaces import Box
 from numpy.typing import NDArray
 from pydantic import Field
 
-from robot.types import Applied, Config, Floats, JointState, Snapshot
+from robot.sawyer import SawyerConfig
+from robot.types import Applied, CameraFault, Config, Floats, Image, JointState, Snapshot
 
 if TYPE_CHECKING:
     from robot.rig import Rig
@@ -28,6 +29,11 @@ class TaskConfig(Config):
     horizon: int = Field(50, ge=1)  # steps; the time limit truncates, the value bootstraps
     period: float = Field(0.1, gt=0)  # s
     image_size: tuple[int, int] = (64, 64)  # height, width of the camera's delivered image
+
+    @property
+    def sawyer(self) -> SawyerConfig | None:
+        """The simulated Sawyer that the task needs, if it is for one; else it is for a D'Claw."""
+        return None
 
 
 class Task(ABC):
@@ -86,6 +92,27 @@ class Task(ABC):
     def measures(self, snapshot: Snapshot) -> dict[str, float]:
         """Physical quantities that a report shows beside the reward."""
 
+    @abstractmethod
+    def put_back(self, rig: Rig, joints: Floats, thing: Floats) -> None:
+        """Brings robot and object to where a logged episode began: joints (J,), object (K,).
+
+        Raises MotionFault, BusFault.
+        """
+
+    @property
+    @abstractmethod
+    def joint_names(self) -> tuple[str, ...]:
+        """What the first numbers of a joint reading are called, with their unit."""
+
+    @property
+    @abstractmethod
+    def thing(self) -> str:
+        """What the object is called, with the unit that it is measured in."""
+
+    @abstractmethod
+    def apart(self, now: Floats, then: Floats) -> Floats:
+        """(T,) how far the object was from where it was another time; both (T, K)."""
+
     @property
     @abstractmethod
     def labels(self) -> dict[str, str]:
@@ -103,6 +130,15 @@ class Task(ABC):
     def spaces(self, *, images: bool) -> dict[str, gymnasium.Space[Any]]:
         """The spaces of what `observe` returns, with or without the camera image."""
         return spaces(self.state_size, self.image_size if images else None)
+
+    def delivered(self, image: Image, camera: str) -> Image:
+        """A camera's image as it is. Raises CameraFault when it has another size than the task expects."""
+        if image.shape != (*self.image_size, 3):
+            raise CameraFault(
+                f"Camera '{camera}' delivers images of shape {image.shape}, the task expects "
+                f"{(*self.image_size, 3)}; set the camera's size or task.image_size."
+            )
+        return image
 
 
 def spaces(state_size: int, image_size: tuple[int, int] | None) -> dict[str, gymnasium.Space[Any]]:

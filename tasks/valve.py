@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from robot.types import Applied, CameraFault, Config, Floats, Image, JointState, Snapshot, ValveGeometry
-from tasks.resets import ResetConfig, fingers, reset_valve
+from tasks.resets import ResetConfig, fingers, joint_name, move_to, reset_valve
 from tasks.rewards import distance, robel_turn, wrap_angle
 from tasks.task import Action, Observation, Task, TaskConfig
 
@@ -174,6 +174,23 @@ class Valve(Task):
         pointer = self.goal if self.config.cue == "pointer" else None
         self.start = reset_valve(rig, start, self.config.reset, pointer)
 
+    def put_back(self, rig: Rig, joints: Floats, thing: Floats) -> None:
+        """Drives the valve to its angle and eases the fingers to theirs."""
+        reset_valve(rig, float(thing[0]), self.config.reset)
+        move_to(rig, joints, self.config.reset.motion)
+
+    @property
+    def joint_names(self) -> tuple[str, ...]:
+        """By finger."""
+        return tuple(f"{joint_name(index)}, rad" for index in range(self.action_size))
+
+    thing = "valve, rad"
+
+    def apart(self, now: Floats, then: Floats) -> Floats:
+        """The angle between two angles."""
+        pairs = zip(now[:, 0].tolist(), then[:, 0].tolist(), strict=True)
+        return np.array([abs(wrap_angle(one - other)) for one, other in pairs])
+
     def show_goal(self, projection: Floats) -> None:
         """Places the goal dot on the valve's rim for a camera of the given (3, 4) projection."""
         self._dot = Dot.at(project(projection, self.config.geometry.rim(self.goal)), self.image_size)
@@ -207,11 +224,7 @@ class Valve(Task):
         return np.concatenate(parts, dtype=np.float32, casting="same_kind")
 
     def _image(self, image: Image) -> Image:
-        if image.shape != (*self.image_size, 3):
-            raise CameraFault(
-                f"Camera '{self.config.camera}' delivers images of shape {image.shape}, "
-                f"the task expects {(*self.image_size, 3)}; set the camera's size or task.image_size."
-            )
+        image = self.delivered(image, self.config.camera)
         if self.config.cue != "dot":
             return image.copy()
         assert self._dot is not None, "show_goal comes before observe"

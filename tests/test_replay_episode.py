@@ -61,16 +61,15 @@ def test_difference_is_rms_and_maximum_per_joint() -> None:
 def test_replay_repeats_the_motion_within_a_few_ticks(rig: Rig, recorded: Recorded) -> None:
     again = replay(
         rig,
+        Valve(CONFIG),
         recorded.steps["applied"],
-        CONFIG.period,
-        CONFIG.reset,
         start=recorded.start,
-        object_start=recorded.parameters["start"],
+        object_start=np.array([recorded.parameters["start"]]),
     )
     assert again.late == 0
     assert again.position.shape == recorded.steps["joint_position"].shape
     assert again.against(recorded.steps["joint_position"]).rms.max() < 0.05
-    assert again.object_against(recorded.steps["object_position"][:, 0])[:5].max() < 0.06
+    assert Valve(CONFIG).apart(again.object_position, recorded.steps["object_position"])[:5].max() < 0.06
     assert 0 < again.tracking.rms.max() <= again.tracking.max.max() < 0.5
 
 
@@ -88,7 +87,7 @@ def test_arrays_of_another_robot_are_refused_before_anything_moves(
 ) -> None:
     began = rig.clock.now()
     with pytest.raises(ValueError, match=words):
-        replay(rig, targets, 0.1, CONFIG.reset, start=start, object_start=0.0)
+        replay(rig, Valve(CONFIG), targets, start=start, object_start=np.zeros(1))
     assert rig.clock.now() == began
 
 

@@ -1,0 +1,386 @@
+"""A Sawyer arm at a table: open a door, close a drawer, pick up a block; rewards as SLAC prints them.
+
+Equations are those of the SLAC paper's appendix on its manipulation tasks. It prints neither the desired
+angle, nor the drawer's goal, nor the height that counts as lifted, nor horizon, camera and rate: those are
+this project's choices, with their reasons beside them in the configurations.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from pydantic import Field
+
+from robot.sawyer import Point, SawyerConfig, SawyerRobot
+from robot.types import Applied, Floats, JointState, Snapshot
+from tasks.task import Action, Observation, Task, TaskConfig
+
+if TYPE_CHECKING:
+    from robot.rig import Rig
+
+AXES = slice(0, 3)  # of a hand, or of a point
+GRIP = 3
+LEAD = 0.05  # m by which the set-point may be ahead of the hand: what stops the hand does not wind it up
+OPEN, CLOSED = -1.0, 1.0
+
+
+class ArmTaskConfig(TaskConfig):
+    """What the three tasks share: 5 s at 20 Hz; at 10 Hz the hand is too coarse to grasp."""
+
+    arm: SawyerConfig
+    horizon: int = Field(100, ge=1)
+    period: float = Field(0.05, gt=0)  # s
+    stride: float = Field(0.02, gt=0, le=0.05)  # m that an action of 1 moves the set-point in one step
+    low: Point  # m, the thing is put anywhere between
+    high: Point
+    camera: str = "front"
+
+    @property
+    def sawyer(self) -> SawyerConfig:
+        """The arm in its scene."""
+        return self.arm
+
+
+class ArmTask(Task):
+    """A hand that is sent by three coordinates and a grip to do something to one thing."""
+
+    action_size = 4
+
+    def __init__(self, config: ArmTaskConfig) -> None:
+        super().__init__(config)
+        self.arm, self.camera = config.arm, config.camera
+        self.placed: Floats = np.array(config.low)  # m, where the thing is in this episode
+        self._low, self._high, self._stride = np.array(config.low), np.array(config.high), config.stride
+        self._setpoint: Floats = np.array(config.arm.hand)
+
+    @property
+    def joint_size(self) -> int:
+        """Position and velocity of hand and grip."""
+        return 2 * self.action_size
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        """Where the thing was put, m."""
+        return dict(zip("xyz", self.placed.tolist(), strict=True))
+
+    def restore(self, parameters: Mapping[str, float]) -> None:
+        """Takes over where the thing was."""
+        self.placed = np.array([parameters[axis] for axis in "xyz"])
+
+    @property
+    def hold(self) -> Action:
+        """Stays, fingers open."""
+        return np.array([0.0, 0.0, 0.0, OPEN], np.float32)
+
+    def reset(self, rig: Rig, rng: np.random.Generator) -> None:
+        """Puts the thing somewhere and the hand to its start. Raises ValueError on another robot."""
+        robot = robot_of(rig)
+        self.placed = rng.uniform(self._low, self._high)
+        self._setpoint = self.start()
+        robot.restart(self.placed, self._setpoint)
+
+    def put_back(self, rig: Rig, joints: Floats, thing: Floats) -> None:
+        """The restart of that episode."""
+        robot_of(rig).restart(self.placed, joints[AXES])
+
+    joint_names = ("hand x, m", "hand y, m", "hand z, m")
+
+    def apart(self, now: Floats, then: Floats) -> Floats:
+        """The distance between two places of the handle."""
+        return np.asarray(np.linalg.norm(now[:, -3:] - then[:, -3:], axis=1))
+
+    def start(self) -> Floats:
+        """(3,) m: where the tool centre is at an episode's beginning."""
+        return np.array(self.arm.hand)
+
+    def target(self, action: Action, state: JointState) -> Floats:
+        """(4,): the set-point, moved on by the action's stride and never far from the hand, and the grip."""
+        wish = np.asarray(action, np.float64)
+        moved = self._setpoint + self._stride * wish[AXES]
+        near = np.clip(moved, state.position[AXES] - LEAD, state.position[AXES] + LEAD)
+        self._setpoint = np.clip(near, self.arm.lower, self.arm.upper)
+        return np.append(self._setpoint, wish[GRIP])
+
+    def observe(self, snapshot: Snapshot, last_action: Action) -> Observation:
+        """'state' (N,) float32, and 'image' given a frame."""
+        hand, thing = snapshot.joints, snapshot.object
+        reach = self.handle(snapshot) - hand.position[AXES]
+        parts = (hand.position, hand.velocity, *self.known(thing), reach, last_action)
+        observation: Observation = {"state": np.concatenate(parts, dtype=np.float32, casting="same_kind")}
+        if self.camera in snapshot.frames:
+            observation["image"] = self.delivered(snapshot.frames[self.camera].image, self.camera).copy()
+        return observation
+
+    @abstractmethod
+    def known(self, thing: JointState) -> tuple[Floats, Floats]:
+        """What a state tells of the thing's own motion: where, and how fast."""
+
+    def handle(self, snapshot: Snapshot) -> Floats:
+        """(3,) m: the point of the thing that the hand is to reach."""
+        return snapshot.object.position[-3:]
+
+    def reach(self, snapshot: Snapshot) -> float:
+        """Squared distance from the tool centre to the handle, m^2, as equations 13 and 14 have it."""
+        return float(np.sum((snapshot.joints.position[AXES] - self.handle(snapshot)) ** 2))
+
+    @abstractmethod
+    def expert(self, state: Floats) -> Action:
+        """(4,): what somebody who knows the scene does in a state (N,)."""
+
+    def towards(self, tip: Floats, goal: Floats, grip: float) -> Action:
+        """The action that brings the tool centre to a point: half the way per step, at most one stride."""
+        move = np.clip(0.5 * (goal - tip) / self._stride, -1, 1)
+        return np.append(move, grip).astype(np.float32)
+
+
+def robot_of(rig: Rig) -> SawyerRobot:
+    """The rig's arm. Raises ValueError when it is another robot."""
+    if not isinstance(rig.robot, SawyerRobot):
+        raise ValueError("This task is for a Sawyer, and the robot is none: choose another --task.")
+    return rig.robot
+
+
+class HingedTask(ArmTask):
+    """A thing with one way to move, by a handle."""
+
+    state_size = 17  # hand and its velocity 8, the way and its speed 2, hand to handle 3, last action 4
+
+    def known(self, thing: JointState) -> tuple[Floats, Floats]:
+        """Its way and its speed."""
+        return thing.position[:1], thing.velocity[:1]
+
+    def way(self, snapshot: Snapshot) -> float:
+        """How far it has moved: rad of a door, m of a drawer."""
+        return float(snapshot.object.position[0])
+
+
+# --- Door
+
+
+class DoorArm(SawyerConfig):
+    """The arm before the door, with room to step back: the handle comes to y = 0.37 m."""
+
+    scene: Literal["door"] = "door"
+    lower: Point = (-0.5, 0.3, 0.01)
+
+
+class DoorConfig(ArmTaskConfig):
+    """Open a door by its handle."""
+
+    kind: Literal["sawyer_door"] = "sawyer_door"
+    arm: SawyerConfig = DoorArm()
+    low: Point = (0.0, 0.85, 0.15)  # m, of the door's frame; Metaworld's
+    high: Point = (0.1, 0.95, 0.15)
+    desired: float = Field(-math.pi / 2, ge=-2, lt=0)  # rad: wide open. It opens to the negative side, to -2
+    success: float = Field(0.08, gt=0)  # rad
+    # "handle": the finger is already behind the handle's bar. From "away" random actions never touch it, and
+    # the reward says nothing before it moves.
+    start: Literal["away", "handle"] = "away"
+
+
+DOOR_HINGE = np.array([-0.185, -0.1, 0.0])  # m, in the frame that is placed
+DOOR_HANDLE = np.array([0.381, -0.12])  # m, from the hinge to the middle of the bar, door closed
+DOOR_HOOK = np.array([0.39, -0.06])  # m, from the hinge to where a finger is between bar and door
+
+
+DOOR_PULL = np.array([0.39, -0.09])  # m, from the hinge to where it is aimed, so that it leans on the bar
+
+
+class Door(HingedTask):
+    """Hook the bar and pull it around the hinge."""
+
+    thing = "door's handle, m"
+
+    def __init__(self, config: DoorConfig) -> None:
+        super().__init__(config)
+        self.config = config
+
+    def start(self) -> Floats:
+        """In the arm's start pose, or behind the bar."""
+        if self.config.start == "away":
+            return super().start()
+        return np.asarray(self.placed + DOOR_HINGE + np.append(DOOR_HOOK, 0.0))
+
+    def reward(self, snapshot: Snapshot, applied: Applied) -> dict[str, float]:
+        """Equation 12."""
+        return {"angle": -abs(self.way(snapshot) - self.config.desired)}
+
+    def success(self, snapshot: Snapshot) -> bool:
+        """True near the desired angle."""
+        return abs(self.way(snapshot) - self.config.desired) <= self.config.success
+
+    def measures(self, snapshot: Snapshot) -> dict[str, float]:
+        """The door's angle and its distance from the desired one, rad, and how much of the way is done."""
+        angle = self.way(snapshot)
+        error = abs(angle - self.config.desired)
+        return {"error": error, "angle": angle, "score": max(0.0, 1 - error / abs(self.config.desired))}
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Angles."""
+        words = {"error": "final error, rad", "angle": "final angle, rad", "score": "final score"}
+        return {"success": f"door within {self.config.success:g} rad", **words}
+
+    def expert(self, state: Floats) -> Action:
+        """Above the gap between bar and door, down into it, and around the hinge."""
+        tip, angle, reach = state[AXES], float(state[8]), state[10:13]
+        handle = tip + reach
+        hinge = handle[:2] - _turned(DOOR_HANDLE, angle)
+        place = _turned(tip[:2] - hinge, -angle)  # of the finger, as if the door were closed
+        away = place - DOOR_HOOK
+        hooked = np.abs(away).max() < 0.045 and abs(reach[2]) < 0.04
+        if hooked:
+            ahead = max(angle - 0.3, self.config.desired - 0.02)
+            pulled = hinge + _turned(DOOR_PULL, ahead)
+            return self.towards(tip, np.append(pulled, handle[2]), CLOSED)
+        gap = hinge + _turned(DOOR_HOOK, angle)
+        above = np.abs(away).max() < 0.02
+        return self.towards(tip, np.append(gap, handle[2] - 0.01 if above else handle[2] + 0.09), CLOSED)
+
+
+def _turned(point: Floats, angle: float) -> Floats:
+    """A point (2,) of the plane, turned about the origin by an angle, rad."""
+    c, s = math.cos(angle), math.sin(angle)
+    return np.array([c * point[0] - s * point[1], s * point[0] + c * point[1]])
+
+
+# --- Drawer
+
+
+class DrawerArm(SawyerConfig):
+    """The arm before the drawer."""
+
+    scene: Literal["drawer"] = "drawer"
+
+
+class DrawerConfig(ArmTaskConfig):
+    """Close a drawer."""
+
+    kind: Literal["sawyer_drawer"] = "sawyer_drawer"
+    arm: SawyerConfig = DrawerArm()
+    low: Point = (-0.1, 0.9, 0.0)  # m, of the chest; Metaworld's
+    high: Point = (0.1, 0.9, 0.0)
+    goal: float = 0.0  # m along the drawer's way, which goes from -0.16, open, to 0, closed
+    success: float = Field(0.02, gt=0)  # m
+
+
+OVER, BEFORE = np.array([0.0, -0.07, 0.065]), np.array([0.0, -0.06, 0.0])  # m, from the handle
+
+
+class Drawer(HingedTask):
+    """Get before the handle and push."""
+
+    thing = "drawer's handle, m"
+
+    def __init__(self, config: DrawerConfig) -> None:
+        super().__init__(config)
+        self.config = config
+
+    def reward(self, snapshot: Snapshot, applied: Applied) -> dict[str, float]:
+        """Equation 13."""
+        away = abs(self.way(snapshot) - self.config.goal)
+        return {"hand_to_handle": -self.reach(snapshot), "drawer_to_goal": -away}
+
+    def success(self, snapshot: Snapshot) -> bool:
+        """True near the goal."""
+        return abs(self.way(snapshot) - self.config.goal) <= self.config.success
+
+    def measures(self, snapshot: Snapshot) -> dict[str, float]:
+        """How far the drawer is from its goal, m, and how much of the way is done."""
+        error = abs(self.way(snapshot) - self.config.goal)
+        return {"error": error, "score": max(0.0, 1 - error / 0.16)}
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Distances."""
+        words = {"error": "final distance, m", "score": "final score"}
+        return {"success": f"drawer within {self.config.success:g} m", **words}
+
+    def expert(self, state: Floats) -> Action:
+        """Back over the handle, down before it, and on until the drawer is closed."""
+        tip, way, reach = state[AXES], float(state[8]), state[10:13]
+        handle = tip + reach
+        before = reach[1] > 0.01 and abs(reach[0]) < 0.04
+        if not before:
+            return self.towards(tip, handle + OVER, CLOSED)
+        if reach[2] < -0.02:
+            return self.towards(tip, handle + BEFORE, CLOSED)
+        left = self.config.goal - way
+        return self.towards(tip, np.array([handle[0], tip[1] + left + 0.01, handle[2]]), CLOSED)
+
+
+# --- Pick-up
+
+
+class PickupArm(SawyerConfig):
+    """The arm over a block."""
+
+    scene: Literal["pickup"] = "pickup"
+
+
+class PickupConfig(ArmTaskConfig):
+    """Lift a block."""
+
+    kind: Literal["sawyer_pickup"] = "sawyer_pickup"
+    arm: SawyerConfig = PickupArm()
+    low: Point = (-0.1, 0.6, 0.02)  # m, of the block's centre; Metaworld's
+    high: Point = (0.1, 0.7, 0.02)
+    lift: float = Field(
+        0.04, gt=0
+    )  # m above where it lay; robosuite's threshold, of the same reward's origin
+
+
+class Pickup(ArmTask):
+    """Reach, grasp, lift, and keep it there."""
+
+    state_size = 21  # hand and its velocity 8, the block and its velocity 6, hand to block 3, last action 4
+    thing = "block, m"
+
+    def __init__(self, config: PickupConfig) -> None:
+        super().__init__(config)
+        self.config = config
+
+    def known(self, thing: JointState) -> tuple[Floats, Floats]:
+        """The block's centre and its velocity."""
+        return thing.position, thing.velocity
+
+    def reward(self, snapshot: Snapshot, applied: Applied) -> dict[str, float]:
+        """Equation 14; the greater of two terms, of which the other is then none."""
+        lifted = self.success(snapshot)
+        near = 0.25 * (1 - math.tanh(10.0 * self.reach(snapshot)))
+        return {"reach": 0.0 if lifted else near, "lift": float(lifted)}
+
+    def height(self, snapshot: Snapshot) -> float:
+        """Of the block above where it lay, m."""
+        return float(snapshot.object.position[2] - self.placed[2])
+
+    def success(self, snapshot: Snapshot) -> bool:
+        """True while the block is lifted."""
+        return self.height(snapshot) > self.config.lift
+
+    def measures(self, snapshot: Snapshot) -> dict[str, float]:
+        """The block's height, m, and how much of the lift is done."""
+        height = self.height(snapshot)
+        return {"height": height, "score": min(max(height / self.config.lift, 0.0), 1.0)}
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Heights."""
+        words = {"height": "final height, m", "score": "final score"}
+        return {"success": f"lifted by {self.config.lift:g} m", **words}
+
+    def expert(self, state: Floats) -> Action:
+        """Above the block, down around it, close, up."""
+        tip, opening, closing, reach = state[AXES], float(state[3]), -float(state[7]), state[-7:-4]
+        block = tip + reach
+        beside = float(np.hypot(*reach[:2]))
+        if beside > 0.015:
+            return self.towards(tip, np.append(block[:2], max(block[2] + 0.08, 0.1)), OPEN)
+        if abs(reach[2]) > 0.015:
+            return self.towards(tip, block, OPEN)
+        grasped = opening < 0.07 and closing < 0.01
+        return self.towards(tip, np.append(tip[:2], 0.2) if grasped else block, CLOSED)
