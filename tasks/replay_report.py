@@ -32,7 +32,7 @@ def show_replay(task: Task, result: Replay, telemetry: Mapping[str, Any]) -> Non
     names = task.joint_names
     parts = (result.tracking.rms, result.tracking.max, log.rms, log.max)
     lag_rms, lag_max, log_rms, log_max = (part[: len(names)] for part in parts)
-    table = Table("", "lag rms", "lag max", "log rms", "log max")
+    table = Table(task.joint_unit, "lag rms", "lag max", "log rms", "log max")
     for name, *row in zip(names, lag_rms, lag_max, log_rms, log_max, strict=True):
         table.add_row(name, *(f"{value:.3f}" for value in row))
     table.add_section()

@@ -49,6 +49,7 @@ class ArmTask(Task):
     """A hand that is sent by three coordinates and a grip to do something to one thing."""
 
     action_size = 4
+    joint_unit = "m"
 
     def __init__(self, config: ArmTaskConfig) -> None:
         super().__init__(config)
@@ -87,7 +88,7 @@ class ArmTask(Task):
         """The restart of that episode."""
         robot_of(rig).restart(self.placed, joints[AXES])
 
-    joint_names = ("hand x, m", "hand y, m", "hand z, m")
+    joint_names = ("hand x", "hand y", "hand z")
 
     def apart(self, now: Floats, then: Floats) -> Floats:
         """The distance between two places of the handle."""

@@ -99,15 +99,13 @@ class Task(ABC):
         Raises MotionFault, BusFault.
         """
 
-    @property
-    @abstractmethod
-    def joint_names(self) -> tuple[str, ...]:
-        """What the first numbers of a joint reading are called, with their unit."""
+    joint_unit: str  # of joint readings and commands
+    thing: str  # what the object is called, with the unit of `apart`
 
     @property
     @abstractmethod
-    def thing(self) -> str:
-        """What the object is called, with the unit that it is measured in."""
+    def joint_names(self) -> tuple[str, ...]:
+        """What the first numbers of a joint reading are called."""
 
     @abstractmethod
     def apart(self, now: Floats, then: Floats) -> Floats:

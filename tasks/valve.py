@@ -132,6 +132,8 @@ def project(projection: Floats, point: Floats) -> tuple[float, float]:
 class Valve(Task):
     """Turn the valve until its pointer meets the goal, and keep it there."""
 
+    joint_unit, thing = "rad", "valve, rad"
+
     def __init__(self, config: ValveConfig) -> None:
         super().__init__(config)
         self.config = config
@@ -182,9 +184,8 @@ class Valve(Task):
     @property
     def joint_names(self) -> tuple[str, ...]:
         """By finger."""
-        return tuple(f"{joint_name(index)}, rad" for index in range(self.action_size))
+        return tuple(joint_name(index) for index in range(self.action_size))
 
-    thing = "valve, rad"
 
     def apart(self, now: Floats, then: Floats) -> Floats:
         """The angle between two angles."""
