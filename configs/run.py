@@ -7,7 +7,7 @@ their models. The loader works for any schema.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,13 +15,17 @@ from agent.config import AgentConfig
 from agent.schedule import TrainConfig
 from configs.loader import Problem
 from robot.rig import CAMERA, RigConfig
-from tasks.sawyer import ArmTaskConfig, DoorConfig, DrawerConfig, PickupConfig
+from tasks.catalogue import all_tasks
+from tasks.sawyer import ArmTaskConfig
 from tasks.suite import SuiteConfig
+from tasks.task import TaskConfig
 from tasks.valve import ValveConfig
 
-AnyTask = Annotated[
-    ValveConfig | DoorConfig | DrawerConfig | PickupConfig | SuiteConfig, Field(discriminator="kind")
-]
+if TYPE_CHECKING:
+    AnyTask = TaskConfig
+else:  # which kinds there are is known only once it runs: installed packages may bring their own
+    CONFIGS = (SuiteConfig, *(task.Config for task in all_tasks().values()))
+    AnyTask = Annotated[Union[CONFIGS], Field(discriminator="kind")]  # noqa: UP007 - a tuple has no `|`
 
 
 class RunConfig(BaseModel):

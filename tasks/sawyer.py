@@ -194,6 +194,7 @@ DOOR_PULL = np.array([0.39, -0.09])  # m, from the hinge to where it is aimed, s
 class Door(HingedTask):
     """Hook the bar and pull it around the hinge."""
 
+    Config = DoorConfig
     thing = "door's handle, m"
 
     def __init__(self, config: DoorConfig) -> None:
@@ -275,6 +276,7 @@ OVER, BEFORE = np.array([0.0, -0.07, 0.065]), np.array([0.0, -0.06, 0.0])  # m, 
 class Drawer(HingedTask):
     """Get before the handle and push."""
 
+    Config = DrawerConfig
     thing = "drawer's handle, m"
 
     def __init__(self, config: DrawerConfig) -> None:
@@ -338,6 +340,7 @@ class PickupConfig(ArmTaskConfig):
 class Pickup(ArmTask):
     """Reach, grasp, lift, and keep it there."""
 
+    Config = PickupConfig
     state_size = 21  # hand and its velocity 8, the block and its velocity 6, hand to block 3, last action 4
     thing = "block, m"
 

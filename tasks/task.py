@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -37,7 +37,9 @@ class TaskConfig(Config):
 
 
 class Task(ABC):
-    """The meaning of an episode; RobotEnv does the sequencing. Only `reset` moves anything."""
+    """The meaning of an episode; RobotEnv does the sequencing. Only `reset` and `put_back` move anything."""
+
+    Config: ClassVar[type[TaskConfig]]  # what it is made from; its `kind` names the task
 
     def __init__(self, config: TaskConfig) -> None:
         self.horizon = config.horizon

@@ -132,6 +132,7 @@ def project(projection: Floats, point: Floats) -> tuple[float, float]:
 class Valve(Task):
     """Turn the valve until its pointer meets the goal, and keep it there."""
 
+    Config = ValveConfig
     joint_unit, thing = "rad", "valve, rad"
 
     def __init__(self, config: ValveConfig) -> None:

@@ -1,0 +1,58 @@
+"""The kinds of task that there are: our own, and those of installed packages.
+
+A package offers a task by an entry point of the group `dclaw_slac.tasks` that leads to a subclass of Task
+(docs/new_task.md). Settings are files: configs/tasks for our own, any path for those of others.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
+
+from tasks.sawyer import Door, Drawer, Pickup
+from tasks.task import Task, TaskConfig
+from tasks.valve import Valve
+
+GROUP = "dclaw_slac.tasks"
+OURS: tuple[type[Task], ...] = (Valve, Door, Drawer, Pickup)
+
+
+def kind_of(task: type[Task]) -> str:
+    """The word by which a configuration names a kind of task."""
+    return str(task.Config.model_fields["kind"].default)
+
+
+@functools.cache
+def all_tasks() -> MappingProxyType[str, type[Task]]:
+    """Every kind of task by its word. One that cannot be used is left out with a warning that says why."""
+    found = {kind_of(task): task for task in OURS}
+    for entry in entry_points(group=GROUP):
+        if problem := _problem(entry, found):
+            warnings.warn(f"the task {entry.name!r} ({entry.value}) is left out: {problem}", stacklevel=2)
+        else:
+            found[kind_of(entry.load())] = entry.load()
+    return MappingProxyType(found)
+
+
+def _problem(entry: EntryPoint, taken: dict[str, type[Task]]) -> str:
+    """Why an entry point is no task, or nothing."""
+    try:
+        task = entry.load()
+    except Exception as error:  # whatever somebody else's module does when it is imported
+        return f"it cannot be imported ({type(error).__name__}: {error})"
+    if not (isinstance(task, type) and issubclass(task, Task)):
+        return "it is no subclass of tasks.Task"
+    config = getattr(task, "Config", None)
+    if not (isinstance(config, type) and issubclass(config, TaskConfig)):
+        return "its Config is no subclass of tasks.TaskConfig"
+    kind = config.model_fields["kind"].default
+    if not isinstance(kind, str):
+        return 'its Config has no `kind: Literal["WORD"] = "WORD"`'
+    return f"there is a task of kind {kind!r} already" if kind in taken else ""
+
+
+def make_task(config: TaskConfig) -> Task:
+    """The task of a robot that a configuration describes."""
+    return all_tasks()[config.kind](config)
