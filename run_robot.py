@@ -546,20 +546,21 @@ def command_replay(args: argparse.Namespace) -> int:
     """Moves as a logged episode did and reports the difference; with --rescore nothing moves."""
     from configs.document import ConfigError, Layer
     from robot.rig import Rig
+    from tasks import make_task
+    from tasks.claw import ClawConfig
     from tasks.replay import replay, rescore
     from tasks.replay_report import show_replay, show_rescore
-    from tasks.valve import Valve, ValveConfig
 
     episode = logged(args.episode)
     config = recompose(args, Layer.from_text(episode.header["config"], f"{args.episode} (config)"))
     telemetry = episode.telemetry
-    if not isinstance(config.task, ValveConfig):
+    if not isinstance(config.task, ClawConfig):
         way_out = "evaluate --run shows what its run has learned"
         raise ConfigError([f"{args.episode} is of dm_control, and replay is for robots; {way_out}"])
     if args.rescore:
         steps = {column: values[1:] for column, values in telemetry.items()}
         with usable(args.episode):
-            same = show_rescore(rescore(Valve(config.task), episode.parameters, steps, episode.terms))
+            same = show_rescore(rescore(make_task(config.task), episode.parameters, steps, episode.terms))
         return 0 if same else 1
     with stage(config, images=False) as scene, usable(args.episode):
         assert isinstance(scene.world, Rig)

@@ -15,10 +15,12 @@ from agent.config import AgentConfig
 from agent.schedule import TrainConfig
 from configs.loader import Problem
 from robot.rig import CAMERA, RigConfig
+from tasks.claw import ClawConfig
+from tasks.pose import PoseConfig
 from tasks.suite import SuiteConfig
 from tasks.valve import ValveConfig
 
-AnyTask = Annotated[ValveConfig | SuiteConfig, Field(discriminator="kind")]
+AnyTask = Annotated[ValveConfig | PoseConfig | SuiteConfig, Field(discriminator="kind")]
 
 
 class RunConfig(BaseModel):
@@ -33,12 +35,13 @@ class RunConfig(BaseModel):
 
 
 ENCODER_STRIDE = 16  # px; the encoder halves images four times
+ROUNDING = 1e-3  # rad; angles in files have four digits
 
 
 def cross_checks(config: RunConfig) -> Iterator[Problem]:
     """What is right by itself but not beside the rest: task against robot, agent against camera."""
     images = config.agent.kind != "sac_state"
-    if isinstance(config.task, ValveConfig):
+    if isinstance(config.task, ClawConfig):
         yield from _joints_and_time(config.task, config.hw)
         if images:
             yield from _camera(config.task, config.hw)
@@ -46,7 +49,7 @@ def cross_checks(config: RunConfig) -> Iterator[Problem]:
         yield Problem("hw.kind", f"{config.task.domain} is simulated only: --hw sim")
     if images:
         yield from _halvings(config.task.image_size)
-    if config.agent.kind != "sac_state" and config.agent.proprioception and config.task.kind != "valve":
+    if config.agent.kind != "sac_state" and config.agent.proprioception and config.task.kind == "dm_control":
         yield Problem("agent.proprioception", "is for a robot with joints of its own, not for dm_control")
     random_steps = config.train.scaled().random_steps
     if config.agent.kind != "sac_state" and config.agent.window >= random_steps:
@@ -60,7 +63,7 @@ def cross_checks(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def _joints_and_time(task: ValveConfig, hw: RigConfig) -> Iterator[Problem]:
+def _joints_and_time(task: ClawConfig, hw: RigConfig) -> Iterator[Problem]:
     period, dclaw = task.period, hw.dclaw
     fingers = 3 * len(task.action_range)
     if fingers != len(dclaw.joint_ids):
@@ -69,7 +72,9 @@ def _joints_and_time(task: ValveConfig, hw: RigConfig) -> Iterator[Problem]:
         )
     if period < hw.control_period:
         yield Problem("task.period", f"this rig needs at least {hw.control_period:g} s per step")
-    if task.cue == "pointer" and dclaw.guide_id is None:
+    if isinstance(task, PoseConfig):
+        yield from _within_reach(task, hw)
+    if isinstance(task, ValveConfig) and task.cue == "pointer" and dclaw.guide_id is None:
         yield Problem("hw.dclaw.guide_id", "is needed to show the goal by a guide servo (task.cue: pointer)")
     if 2 * period > dclaw.watchdog:
         limit = f"the servos stop after {dclaw.watchdog:g} s without a command"
@@ -78,7 +83,18 @@ def _joints_and_time(task: ValveConfig, hw: RigConfig) -> Iterator[Problem]:
         )
 
 
-def _camera(task: ValveConfig, hw: RigConfig) -> Iterator[Problem]:
+def _within_reach(task: PoseConfig, hw: RigConfig) -> Iterator[Problem]:
+    """Poses are drawn from all that actions can ask for, so the robot must be allowed to go there."""
+    safety, wanted = hw.dclaw.safety, task.action_range * (len(hw.dclaw.joint_ids) // len(task.action_range))
+    box = zip(safety.lower, safety.upper, wanted, strict=False)
+    outside = [joint for joint, (low, high, reach) in enumerate(box) if reach - min(-low, high) > ROUNDING]
+    if outside:
+        yield Problem(
+            "task.action_range", f"poses of it are outside of hw.dclaw.safety for joints {outside}: narrow it"
+        )
+
+
+def _camera(task: ValveConfig | PoseConfig, hw: RigConfig) -> Iterator[Problem]:
     """What an agent that sees needs of the camera."""
     camera = hw.camera
     if task.camera != CAMERA:
@@ -91,8 +107,9 @@ def _camera(task: ValveConfig, hw: RigConfig) -> Iterator[Problem]:
     if hw.kind != "sim" and 1 / fps + camera.delay > task.period:
         path = "hw.emulator.fps" if hw.kind == "emulated" else "hw.camera.fps"
         yield Problem(path, f"no frame would be fresh enough: a step takes {task.period:g} s")
-    if hw.kind == "real" and task.cue == "dot" and camera.projection is None:
-        yield Problem("hw.camera.projection", "is needed to draw the goal into the image (task.cue: dot)")
+    if hw.kind == "real" and task.cue in ("dot", "dots") and camera.projection is None:
+        cue = f"task.cue: {task.cue}"
+        yield Problem("hw.camera.projection", f"is needed to draw the goal into the image ({cue})")
 
 
 def _halvings(size: tuple[int, int]) -> Iterator[Problem]:
