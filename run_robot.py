@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from robot.types import Image
     from tasks.env import RobotEnv
     from tasks.suite import SuiteConfig, SuiteEnv, SuiteWorld
+    from tasks.task import RobotTaskConfig
 
 ROOT = Path(__file__).parent
 CONFIGS = ROOT / "configs"
@@ -151,8 +152,9 @@ def sees(config: RunConfig) -> bool:
 def labels(config: RunConfig) -> dict[str, str]:
     """The task's measures as people call them."""
     from tasks import make_task
+    from tasks.suite import SuiteConfig
 
-    if config.task.kind == "dm_control":
+    if isinstance(config.task, SuiteConfig):
         return {"success": "full reward at the end"}
     return make_task(config.task).labels
 
@@ -197,7 +199,7 @@ def stage(config: RunConfig, *, images: bool) -> Iterator[Stage]:
         with closing(open_suite(config.task, config.train.seed, images=images)) as env:
             yield Stage(env, env.world)
         return
-    with open_rig(config, images=images) as rig:
+    with open_rig(config.hw, config.task, images=images) as rig:
         if images:
             picture_of(rig)
         yield Stage(RobotEnv(rig, make_task(config.task), images=images, seed=config.train.seed), rig)
@@ -217,12 +219,12 @@ def open_suite(config: SuiteConfig, seed: int, *, images: bool) -> SuiteEnv:
     return env
 
 
-def open_rig(config: RunConfig, *, images: bool) -> Rig:
+def open_rig(config: RigConfig, task: RobotTaskConfig, *, images: bool) -> Rig:
     """The rig, not yet engaged."""
     from robot.rig import build
 
     try:
-        return build(config.hw, cameras=images, arm=config.task.sawyer)
+        return build(config, cameras=images, arm=task.sawyer)
     except FileNotFoundError as error:  # a model's files; of everything else a rig raises its own faults
         raise MissingPart(str(error)) from error
 
@@ -491,11 +493,12 @@ def fixed_policy(kind: str, config: RunConfig, scene: Stage, done: int) -> Polic
 
     from agent.policy import ConstantPolicy, RandomPolicy
     from tasks import make_task
+    from tasks.suite import SuiteConfig
 
     if kind == "random":
         rng = np.random.default_rng([config.train.seed, done])
         return RandomPolicy(scene.action_size, rng)
-    if config.task.kind == "dm_control":
+    if isinstance(config.task, SuiteConfig):
         return ConstantPolicy(np.zeros(scene.action_size, np.float32))
     return ConstantPolicy(make_task(config.task).hold)
 

@@ -16,13 +16,14 @@ from agent.schedule import TrainConfig
 from configs.loader import Problem
 from robot.rig import CAMERA, RigConfig
 from tasks.catalogue import all_tasks
-from tasks.sawyer import ArmTaskConfig
+from tasks.claw import ClawConfig
+from tasks.pose import PoseConfig
 from tasks.suite import SuiteConfig
-from tasks.task import TaskConfig
+from tasks.task import RobotTaskConfig
 from tasks.valve import ValveConfig
 
 if TYPE_CHECKING:
-    AnyTask = TaskConfig
+    AnyTask = RobotTaskConfig | SuiteConfig
 else:  # which kinds there are is known only once it runs: installed packages may bring their own
     CONFIGS = (SuiteConfig, *(task.Config for task in all_tasks().values()))
     AnyTask = Annotated[Union[CONFIGS], Field(discriminator="kind")]  # noqa: UP007 - a tuple has no `|`
@@ -40,16 +41,17 @@ class RunConfig(BaseModel):
 
 
 ENCODER_STRIDE = 16  # px; the encoder halves images four times
+ROUNDING = 1e-3  # rad; angles in files have four digits
 
 
 def cross_checks(config: RunConfig) -> Iterator[Problem]:
     """What is right by itself but not beside the rest: task against robot, agent against camera."""
     images = config.agent.kind != "sac_state"
-    if isinstance(config.task, ValveConfig):
+    if isinstance(config.task, RobotTaskConfig) and config.task.sawyer is None:
         yield from _joints_and_time(config.task, config.hw)
     elif config.hw.kind != "sim":
         yield Problem("hw.kind", f"a task of kind {config.task.kind} is simulated only: --hw sim")
-    if images and not isinstance(config.task, SuiteConfig):
+    if images and isinstance(config.task, RobotTaskConfig):
         yield from _camera(config.task, config.hw)
     if images:
         yield from _halvings(config.task.image_size)
@@ -67,16 +69,17 @@ def cross_checks(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def _joints_and_time(task: ValveConfig, hw: RigConfig) -> Iterator[Problem]:
+def _joints_and_time(task: RobotTaskConfig, hw: RigConfig) -> Iterator[Problem]:
     period, dclaw = task.period, hw.dclaw
-    fingers = 3 * len(task.action_range)
-    if fingers != len(dclaw.joint_ids):
+    if isinstance(task, ClawConfig) and (fingers := 3 * len(task.action_range)) != len(dclaw.joint_ids):
         yield Problem(
             "hw.dclaw.joint_ids", f"the task moves {fingers} joints, this robot has {len(dclaw.joint_ids)}"
         )
     if period < hw.control_period:
         yield Problem("task.period", f"this rig needs at least {hw.control_period:g} s per step")
-    if task.cue == "pointer" and dclaw.guide_id is None:
+    if isinstance(task, PoseConfig):
+        yield from _within_reach(task, hw)
+    if isinstance(task, ValveConfig) and task.cue == "pointer" and dclaw.guide_id is None:
         yield Problem("hw.dclaw.guide_id", "is needed to show the goal by a guide servo (task.cue: pointer)")
     if 2 * period > dclaw.watchdog:
         limit = f"the servos stop after {dclaw.watchdog:g} s without a command"
@@ -85,7 +88,18 @@ def _joints_and_time(task: ValveConfig, hw: RigConfig) -> Iterator[Problem]:
         )
 
 
-def _camera(task: ValveConfig | ArmTaskConfig, hw: RigConfig) -> Iterator[Problem]:
+def _within_reach(task: PoseConfig, hw: RigConfig) -> Iterator[Problem]:
+    """Poses are drawn from all that actions can ask for, so the robot must be allowed to go there."""
+    safety, wanted = hw.dclaw.safety, task.action_range * (len(hw.dclaw.joint_ids) // len(task.action_range))
+    box = zip(safety.lower, safety.upper, wanted, strict=False)
+    outside = [joint for joint, (low, high, reach) in enumerate(box) if reach - min(-low, high) > ROUNDING]
+    if outside:
+        yield Problem(
+            "task.action_range", f"poses of it are outside of hw.dclaw.safety for joints {outside}: narrow it"
+        )
+
+
+def _camera(task: RobotTaskConfig, hw: RigConfig) -> Iterator[Problem]:
     """What an agent that sees needs of the camera."""
     camera = hw.camera
     if task.camera != CAMERA:
@@ -98,9 +112,9 @@ def _camera(task: ValveConfig | ArmTaskConfig, hw: RigConfig) -> Iterator[Proble
     if hw.kind != "sim" and 1 / fps + camera.delay > task.period:
         path = "hw.emulator.fps" if hw.kind == "emulated" else "hw.camera.fps"
         yield Problem(path, f"no frame would be fresh enough: a step takes {task.period:g} s")
-    dotted = isinstance(task, ValveConfig) and task.cue == "dot"
+    dotted = isinstance(task, ValveConfig | PoseConfig) and task.cue in ("dot", "dots")
     if hw.kind == "real" and dotted and camera.projection is None:
-        yield Problem("hw.camera.projection", "is needed to draw the goal into the image (task.cue: dot)")
+        yield Problem("hw.camera.projection", "is needed to draw the goal into the image (task.cue)")
 
 
 def _halvings(size: tuple[int, int]) -> Iterator[Problem]:

@@ -110,6 +110,9 @@ class Snapshot:
     object: JointState
     frames: Mapping[str, Frame]
     health: Health | None = None  # None: not measured, as in episodes of earlier versions
+    # Control steps since the reset. Goals that move go by it and not by `time`: it is exact in every log, and
+    # what an agent thinks before its first step, or a late step, does not carry the goal away.
+    step: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,18 @@
 
 from tasks.catalogue import all_tasks, make_task
 from tasks.env import RobotEnv
-from tasks.task import Task, TaskConfig
+from tasks.pose import Pose, PoseConfig
+from tasks.task import RobotTaskConfig, Task
 from tasks.valve import Valve, ValveConfig
 
-__all__ = ["RobotEnv", "Task", "TaskConfig", "Valve", "ValveConfig", "all_tasks", "make_task"]
+__all__ = [
+    "Pose",
+    "PoseConfig",
+    "RobotEnv",
+    "RobotTaskConfig",
+    "Task",
+    "Valve",
+    "ValveConfig",
+    "all_tasks",
+    "make_task",
+]

@@ -11,12 +11,13 @@ import warnings
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 
+from tasks.pose import Pose
 from tasks.sawyer import Door, Drawer, Pickup
-from tasks.task import Task, TaskConfig
+from tasks.task import RobotTaskConfig, Task
 from tasks.valve import Valve
 
 GROUP = "dclaw_slac.tasks"
-OURS: tuple[type[Task], ...] = (Valve, Door, Drawer, Pickup)
+OURS: tuple[type[Task], ...] = (Valve, Pose, Door, Drawer, Pickup)
 
 
 def kind_of(task: type[Task]) -> str:
@@ -45,14 +46,14 @@ def _problem(entry: EntryPoint, taken: dict[str, type[Task]]) -> str:
     if not (isinstance(task, type) and issubclass(task, Task)):
         return "it is no subclass of tasks.Task"
     config = getattr(task, "Config", None)
-    if not (isinstance(config, type) and issubclass(config, TaskConfig)):
-        return "its Config is no subclass of tasks.TaskConfig"
+    if not (isinstance(config, type) and issubclass(config, RobotTaskConfig)):
+        return "its Config is no subclass of tasks.RobotTaskConfig"
     kind = config.model_fields["kind"].default
     if not isinstance(kind, str):
         return 'its Config has no `kind: Literal["WORD"] = "WORD"`'
     return f"there is a task of kind {kind!r} already" if kind in taken else ""
 
 
-def make_task(config: TaskConfig) -> Task:
+def make_task(config: RobotTaskConfig) -> Task:
     """The task of a robot that a configuration describes."""
     return all_tasks()[config.kind](config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -106,7 +106,7 @@ class RobotEnv(gymnasium.Env[dict[str, Any], Action]):
         action = self._checked(action)
         try:
             applied, overrun = self._act(action, episode)
-            snapshot = self._read()
+            snapshot = self._read(episode.step + 1)
             observation = self.task.observe(snapshot, action)
         except Fault as fault:
             return self._broken_off(episode, fault)
@@ -141,7 +141,7 @@ class RobotEnv(gymnasium.Env[dict[str, Any], Action]):
         """One attempt to get to the start; every attempt draws the same episode."""
         rng, rest = deepcopy(self.np_random), np.zeros(self.task.action_size, np.float32)
         self.task.reset(self.rig, rng)
-        snapshot = self._read()
+        snapshot = self._read(step=0)
         observation = self.task.observe(snapshot, rest)
         self._np_random = rng
         return _Episode(snapshot, rest, observation)
@@ -172,10 +172,12 @@ class RobotEnv(gymnasium.Env[dict[str, Any], Action]):
             )
         return applied, overrun
 
-    def _read(self) -> Snapshot:
+    def _read(self, step: int) -> Snapshot:
         if self.images:  # a frame of before the last command shows nothing of what it did
-            return self.rig.snapshot(min(self.task.period, self.rig.config.camera.max_age))
-        return self.rig.snapshot_without_images()
+            snapshot = self.rig.snapshot(min(self.task.period, self.rig.config.camera.max_age))
+        else:
+            snapshot = self.rig.snapshot_without_images()
+        return replace(snapshot, step=step)
 
     def _outcome(
         self, episode: _Episode, applied: Applied, overrun: float

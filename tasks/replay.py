@@ -103,8 +103,9 @@ def rescore(
 ) -> Rescore:
     """Computes an episode's reward terms again from what was measured.
 
-    parameters: as `Task.parameters` logged them. steps: telemetry by name, each with T rows: time,
-    joint_ and object_ position, velocity and current, requested, applied. logged: (T,) per term.
+    parameters: as `Task.parameters` logged them. steps: telemetry by name, each with T rows, from the
+    episode's first step on: time, joint_ and object_ position, velocity and current, requested, applied.
+    logged: (T,) per term.
     Raises KeyError for a missing column, ValueError when the terms' names differ.
     """
     task.restore(parameters)
@@ -119,9 +120,10 @@ def rescore(
 
 
 def snapshot_of(steps: Arrays, index: int) -> Snapshot:
-    """The snapshot, without frames, that row `index` of logged telemetry describes."""
+    """The snapshot, without frames, that row `index` of the logged steps' telemetry describes."""
     time = float(steps["time"][index])
-    return Snapshot(time, _group(steps, "joint", index, time), _group(steps, "object", index, time), {})
+    joints, thing = (_group(steps, name, index, time) for name in ("joint", "object"))
+    return Snapshot(time, joints, thing, {}, step=index + 1)
 
 
 def _group(steps: Arrays, name: str, index: int, time: float) -> JointState:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from pydantic import Field
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from robot.rig import Rig
 
 FingerPose = tuple[float, float, float]
+T = TypeVar("T")
 
 
 class MotionConfig(Config):
@@ -143,11 +145,30 @@ def reset_valve(rig: Rig, angle: float, config: ResetConfig, pointer: float | No
     rest, rad in (-pi, pi]. Raises MotionFault, with the robot relaxed, when it fails `config.attempts` times
     or for longer than `config.budget`.
     """
+    return _persist(rig, config, lambda: _attempt(rig, angle, config, pointer))
+
+
+def reset_pose(rig: Rig, pose: Floats, config: ResetConfig) -> None:
+    """Fingers home, the valve to 0, then the fingers to `pose` (J,) rad.
+
+    The valve is no part of such a task, but in the fingers' way from where an episode left it. Raises
+    MotionFault as `reset_valve` does.
+    """
+
+    def attempt() -> None:
+        _attempt(rig, 0.0, config, None)
+        move_to(rig, pose, config.motion)
+
+    _persist(rig, config, attempt)
+
+
+def _persist(rig: Rig, config: ResetConfig, attempt: Callable[[], T]) -> T:
+    """What the first attempt that succeeds returns; between attempts the fingers are disentangled."""
     rig.robot.engage()
     began, problems = rig.clock.now(), 0
     while True:
         try:
-            return _attempt(rig, angle, config, pointer)
+            return attempt()
         except MotionFault as fault:
             problems += 1
             spent = rig.clock.now() - began

@@ -12,6 +12,9 @@ from robot.types import Floats
 NEAR = 0.25  # rad
 AT_GOAL = 0.10  # rad
 FAST_JOINT = 0.5  # rad/s
+# ROBEL's pose task (dclaw/pose.py).
+RACING_JOINT = math.pi  # rad/s, from which on a joint is penalised
+LOST = math.pi / 4  # rad, the mean error from which on a pose scores nothing
 
 
 def wrap_angle(angle: float) -> float:
@@ -41,3 +44,19 @@ def robel_turn(error: float, position: Floats, velocity: Floats, home: Floats) -
         "near": 10.0 * (abs(error) < NEAR),
         "at_goal": 50.0 * (abs(error) < AT_GOAL),
     }
+
+
+def turn_score(error: float) -> float:
+    """ROBEL's points for a turn: 1 at the goal, 0 opposite of it; error in rad, within [-pi, pi]."""
+    return 1 - abs(error) / math.pi
+
+
+def robel_pose(error: Floats, velocity: Floats) -> dict[str, float]:
+    """ROBEL's pose reward, term by term. error: (J,) rad. velocity: (J,) rad/s."""
+    fast = velocity[np.abs(velocity) >= RACING_JOINT]
+    return {"pose": -float(np.linalg.norm(error)), "speed": -0.1 * float(np.linalg.norm(fast))}
+
+
+def pose_score(error: Floats) -> float:
+    """ROBEL's points for a pose: 1 at the goal, 0 from a mean error of 45 degrees on; error (J,) rad."""
+    return 1 - min(float(np.mean(np.abs(error))) / LOST, 1.0)

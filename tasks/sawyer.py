@@ -17,7 +17,7 @@ from pydantic import Field
 
 from robot.sawyer import Point, SawyerConfig, SawyerRobot
 from robot.types import Applied, Floats, JointState, Snapshot
-from tasks.task import Action, Observation, Task, TaskConfig
+from tasks.task import Action, Observation, RobotTaskConfig, Task
 
 if TYPE_CHECKING:
     from robot.rig import Rig
@@ -28,7 +28,7 @@ LEAD = 0.05  # m by which the set-point may be ahead of the hand: what stops the
 OPEN, CLOSED = -1.0, 1.0
 
 
-class ArmTaskConfig(TaskConfig):
+class ArmTaskConfig(RobotTaskConfig):
     """What the three tasks share: 5 s at 20 Hz; at 10 Hz the hand is too coarse to grasp."""
 
     arm: SawyerConfig
@@ -37,7 +37,6 @@ class ArmTaskConfig(TaskConfig):
     stride: float = Field(0.02, gt=0, le=0.05)  # m that an action of 1 moves the set-point in one step
     low: Point  # m, the thing is put anywhere between
     high: Point
-    camera: str = "front"
 
     @property
     def sawyer(self) -> SawyerConfig:
@@ -53,7 +52,7 @@ class ArmTask(Task):
 
     def __init__(self, config: ArmTaskConfig) -> None:
         super().__init__(config)
-        self.arm, self.camera = config.arm, config.camera
+        self.arm = config.arm
         self.placed: Floats = np.array(config.low)  # m, where the thing is in this episode
         self._low, self._high, self._stride = np.array(config.low), np.array(config.high), config.stride
         self._setpoint: Floats = np.array(config.arm.hand)
@@ -112,8 +111,9 @@ class ArmTask(Task):
         reach = self.handle(snapshot) - hand.position[AXES]
         parts = (hand.position, hand.velocity, *self.known(thing), reach, last_action)
         observation: Observation = {"state": np.concatenate(parts, dtype=np.float32, casting="same_kind")}
-        if self.camera in snapshot.frames:
-            observation["image"] = self.delivered(snapshot.frames[self.camera].image, self.camera).copy()
+        image = self.frame(snapshot)
+        if image is not None:
+            observation["image"] = image.copy()
         return observation
 
     @abstractmethod

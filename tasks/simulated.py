@@ -14,7 +14,7 @@ from robot.rig import RigConfig, build
 from robot.types import Fault
 from tasks import RobotEnv, make_task
 from tasks.suite import SuiteConfig, SuiteEnv
-from tasks.task import Action, Observation, TaskConfig, nothing
+from tasks.task import Action, Observation, RobotTaskConfig, nothing
 
 Env = gymnasium.Env[dict[str, Any], Action]
 
@@ -23,7 +23,7 @@ Env = gymnasium.Env[dict[str, Any], Action]
 class Simulated:
     """What it takes to make one; may be sent to another process."""
 
-    task: TaskConfig
+    task: RobotTaskConfig | SuiteConfig
     hw: RigConfig
     seed: int
     images: bool

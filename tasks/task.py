@@ -30,6 +30,12 @@ class TaskConfig(Config):
     period: float = Field(0.1, gt=0)  # s
     image_size: tuple[int, int] = (64, 64)  # height, width of the camera's delivered image
 
+
+class RobotTaskConfig(TaskConfig):
+    """What a task of a robot has besides: the camera that it looks through."""
+
+    camera: str = "front"
+
     @property
     def sawyer(self) -> SawyerConfig | None:
         """The simulated Sawyer that the task needs, if it is for one; else it is for a D'Claw."""
@@ -39,9 +45,10 @@ class TaskConfig(Config):
 class Task(ABC):
     """The meaning of an episode; RobotEnv does the sequencing. Only `reset` and `put_back` move anything."""
 
-    Config: ClassVar[type[TaskConfig]]  # what it is made from; its `kind` names the task
+    Config: ClassVar[type[RobotTaskConfig]]  # what it is made from; its `kind` names the task
 
-    def __init__(self, config: TaskConfig) -> None:
+    def __init__(self, config: RobotTaskConfig) -> None:
+        self._camera = config.camera
         self.horizon = config.horizon
         self.period = config.period
         self.image_size = config.image_size
@@ -131,14 +138,15 @@ class Task(ABC):
         """The spaces of what `observe` returns, with or without the camera image."""
         return spaces(self.state_size, self.image_size if images else None)
 
-    def delivered(self, image: Image, camera: str) -> Image:
-        """A camera's image as it is. Raises CameraFault when it has another size than the task expects."""
-        if image.shape != (*self.image_size, 3):
+    def frame(self, snapshot: Snapshot) -> Image | None:
+        """What the task's camera saw, (H, W, 3) uint8, not a copy. Raises CameraFault for another size."""
+        frame = snapshot.frames.get(self._camera)
+        if frame is not None and frame.image.shape != (*self.image_size, 3):
             raise CameraFault(
-                f"Camera '{camera}' delivers images of shape {image.shape}, the task expects "
-                f"{(*self.image_size, 3)}; set the camera's size or task.image_size."
+                f"Camera '{self._camera}' delivers images of shape {frame.image.shape}, "
+                f"the task expects {(*self.image_size, 3)}; set the camera's size or task.image_size."
             )
-        return image
+        return None if frame is None else frame.image
 
 
 def spaces(state_size: int, image_size: tuple[int, int] | None) -> dict[str, gymnasium.Space[Any]]:

@@ -1,10 +1,9 @@
-"""Turning a three-armed valve to an angle: fixed goal, one of several goals, or any goal in a range."""
+"""Turning a three-armed valve to an angle: fixed, one of several, any in a range, or one that moves on."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import gymnasium
@@ -12,18 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from robot.types import Applied, CameraFault, Config, Floats, Image, JointState, Snapshot, ValveGeometry
-from tasks.resets import ResetConfig, fingers, joint_name, move_to, reset_valve
-from tasks.rewards import distance, robel_turn, wrap_angle
-from tasks.task import Action, Observation, Task, TaskConfig
+from robot.types import Applied, Config, Floats, Snapshot, ValveGeometry
+from tasks.claw import Claw, ClawConfig, Dot, Interval, project
+from tasks.resets import reset_valve
+from tasks.rewards import distance, robel_turn, turn_score, wrap_angle
+from tasks.task import Action, Observation
 
 if TYPE_CHECKING:
     from robot.rig import Rig
 
-FINGERS = 3
 WIDE_SUCCESS = math.radians(20)  # the radius of Zhu et al. 2018, reported beside our own
-GREEN = (30, 200, 60)  # neither the floor's grey nor the valve's blue and red is near it
-DOT_RADIUS = 2.5 / 64  # of the image's height: 2.5 px of 64
 
 
 class FixedAngle(Config):
@@ -48,106 +45,61 @@ class AngleChoices(Config):
         return self.angles[int(rng.integers(len(self.angles)))]
 
 
-class AngleRange(Config):
-    """Any angle in [low, high), all equally likely."""
+class AngleRange(Interval):
+    """Any angle in [low, high) rad, all equally likely."""
 
     kind: Literal["range"] = "range"
-    low: float  # rad
-    high: float
 
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.low > self.high:
-            raise ValueError(f"low {self.low:g} is above high {self.high:g}; swap them")
-        return self
 
-    def sample(self, rng: np.random.Generator) -> float:
-        """An angle of the range, rad."""
-        return float(rng.uniform(self.low, self.high))
+class AtStart(Config):
+    """The angle at which the valve is to start."""
+
+    kind: Literal["start"] = "start"
 
 
 Angles = Annotated[FixedAngle | AngleChoices | AngleRange, Field(discriminator="kind")]
+Goals = Annotated[FixedAngle | AngleChoices | AngleRange | AtStart, Field(discriminator="kind")]
 
 
-class ValveConfig(TaskConfig):
+class ValveConfig(ClawConfig):
     """One valve setting: where it starts, where it shall go, what is rewarded and how the goal is shown."""
 
     kind: Literal["valve"] = "valve"
-    goal: Angles
+    goal: Goals  # at the reset
+    goal_velocity: Interval = Interval(low=0.0, high=0.0)  # rad/s, drawn for each episode
     start: Angles = AngleRange(low=-math.pi, high=math.pi)
     reward: Literal["distance", "robel_turn"] = "distance"
     success: float = Field(0.1, gt=0, lt=math.pi)  # rad
     cue: Literal["dot", "pointer", "vector", "none"] = "dot"  # drawn, shown by the guide servo, told, or not
-    camera: str = "front"
-    # rad per finger joint that an action of 1 asks for, about 0; ROBEL's ranges (dclaw/base_env.py)
-    action_range: tuple[float, float, float] = (0.48, math.pi / 3, math.pi / 2)
     geometry: ValveGeometry = ValveGeometry()
-    reset: ResetConfig = ResetConfig()
 
+    @property
+    def moves(self) -> bool:
+        """Whether the goal goes on during an episode."""
+        return (self.goal_velocity.low, self.goal_velocity.high) != (0.0, 0.0)
 
-@dataclass(frozen=True, slots=True)
-class Dot:
-    """A filled antialiased disc, ready to be blended into images of one size."""
-
-    rows: slice
-    columns: slice
-    alpha: NDArray[np.float32]  # (h, w, 1) coverage
-    paint: NDArray[np.float32]  # (h, w, 3) colour times coverage
-
-    @classmethod
-    def at(cls, centre: tuple[float, float], size: tuple[int, int]) -> Self:
-        """A dot around `centre` px (u right, v down; whole numbers are pixel centres) of an (H, W) image.
-
-        Raises CameraFault when a part of it would be outside of the image.
-        """
-        (u, v), (height, width) = centre, size
-        radius = DOT_RADIUS * height
-        reach = radius + 0.5
-        if not (reach <= u <= width - 1 - reach and reach <= v <= height - 1 - reach):
-            raise CameraFault(
-                f"The goal dot would be at pixel ({u:.1f}, {v:.1f}), partly outside of {width}x{height} px. "
-                "Point the camera at the valve or correct its calibrated projection."
+    @model_validator(mode="after")
+    def _cue_can_follow(self) -> Self:
+        if self.moves and self.cue == "pointer":
+            raise ValueError(
+                "the guide servo (cue: pointer) shows a goal that stays; with goal_velocity set cue to dot, "
+                "vector or none"
             )
-        rows = slice(math.floor(v - reach), math.ceil(v + reach) + 1)
-        columns = slice(math.floor(u - reach), math.ceil(u + reach) + 1)
-        y, x = np.mgrid[rows, columns]
-        # Coverage of a pixel that the disc's edge crosses, to first order: no jagged dot at 5 px across.
-        alpha = np.clip(reach - np.hypot(x - u, y - v), 0, 1).astype(np.float32)[..., None]
-        return cls(rows, columns, alpha, alpha * np.asarray(GREEN, np.float32))
-
-    def draw(self, image: Image) -> Image:
-        """A copy of image (H, W, 3) with the dot over whatever is there."""
-        drawn = image.copy()
-        patch = drawn[self.rows, self.columns]
-        drawn[self.rows, self.columns] = np.rint((1 - self.alpha) * patch + self.paint)
-        return drawn
+        return self
 
 
-def project(projection: Floats, point: Floats) -> tuple[float, float]:
-    """Pixel (u, v) of a point (3,) m seen through a (3, 4) projection."""
-    u, v, w = projection @ np.append(point, 1.0)
-    return float(u / w), float(v / w)
-
-
-class Valve(Task):
-    """Turn the valve until its pointer meets the goal, and keep it there."""
+class Valve(Claw):
+    """Turn the valve until its pointer meets the goal, and keep it there; the goal may move on."""
 
     Config = ValveConfig
-    joint_unit, thing = "rad", "valve, rad"
 
     def __init__(self, config: ValveConfig) -> None:
         super().__init__(config)
         self.config = config
-        self.goal = 0.0  # rad
+        self.goal = 0.0  # rad, at the reset; goals that move are not wrapped
+        self.goal_velocity = 0.0  # rad/s
         self.start = 0.0  # rad, as measured after the reset
-        self._range = fingers(config.action_range, self.action_size)
-        self._home = fingers(config.reset.home, self.action_size)
-        self._dot: Dot | None = None
-
-    @property
-    def action_size(self) -> int:
-        """Three joints for each of three fingers."""
-        return FINGERS * len(self.config.action_range)
+        self._projection: Floats | None = None  # of the camera that the goal is shown to
 
     @property
     def state_size(self) -> int:
@@ -155,59 +107,61 @@ class Valve(Task):
         return 3 * self.action_size + 5
 
     @property
-    def joint_size(self) -> int:
-        """Joint positions and velocities."""
-        return 2 * self.action_size
-
-    @property
     def parameters(self) -> dict[str, float]:
-        """Goal and measured start angle of this episode, rad."""
-        return {"goal": self.goal, "start": self.start}
+        """Goal and measured start of this episode, rad, and the velocity of a goal that moves, rad/s."""
+        still = {"goal": self.goal, "start": self.start}
+        return {**still, "goal_velocity": self.goal_velocity} if self.config.moves else still
 
     def restore(self, parameters: Mapping[str, float]) -> None:
         """Takes over the goal and the start of a logged episode."""
         self.goal, self.start = parameters["goal"], parameters["start"]
+        self.goal_velocity = parameters["goal_velocity"] if self.config.moves else 0.0
 
     def reset(self, rig: Rig, rng: np.random.Generator) -> None:
         """Draws goal and start, and drives the valve to the start with the fingers out of its way."""
-        self.goal = self.config.goal.sample(rng)
-        start = self.config.start.sample(rng)
+        start = self.draw(rng)
         if self.config.cue == "dot" and rig.cameras:
             self.show_goal(rig.cameras[self.config.camera].projection)
         pointer = self.goal if self.config.cue == "pointer" else None
         self.start = reset_valve(rig, start, self.config.reset, pointer)
 
-    def put_back(self, rig: Rig, joints: Floats, thing: Floats) -> None:
-        """Drives the valve to its angle and eases the fingers to theirs."""
-        reset_valve(rig, float(thing[0]), self.config.reset)
-        move_to(rig, joints, self.config.reset.motion)
-
-    @property
-    def joint_names(self) -> tuple[str, ...]:
-        """By finger."""
-        return tuple(joint_name(index) for index in range(self.action_size))
-
-
-    def apart(self, now: Floats, then: Floats) -> Floats:
-        """The angle between two angles."""
-        pairs = zip(now[:, 0].tolist(), then[:, 0].tolist(), strict=True)
-        return np.array([abs(wrap_angle(one - other)) for one, other in pairs])
+    def draw(self, rng: np.random.Generator) -> float:
+        """Draws the goal and its velocity; returns where the valve is to start, rad."""
+        goal = self.config.goal
+        drawn = None if isinstance(goal, AtStart) else goal.sample(rng)
+        start = self.config.start.sample(rng)
+        self.goal = start if drawn is None else drawn
+        self.goal_velocity = self.config.goal_velocity.sample(rng) if self.config.moves else 0.0
+        return start
 
     def show_goal(self, projection: Floats) -> None:
-        """Places the goal dot on the valve's rim for a camera of the given (3, 4) projection."""
-        self._dot = Dot.at(project(projection, self.config.geometry.rim(self.goal)), self.image_size)
+        """Draws the goal dot from now on, on the valve's rim, for a camera of the given (3, 4) projection.
 
-    def target(self, action: Action, state: JointState) -> Floats:
-        """(J,) rad about zero, as ROBEL maps them; the velocity limit is the robot's safety filter."""
-        return np.asarray(action, np.float64) * self._range
+        Raises CameraFault when the dot would leave the image at any step of this episode.
+        """
+        self._projection = projection
+        for step in range(self.horizon + 1) if self.config.moves else (0,):
+            self._dot(step)
+
+    def _dot(self, step: int) -> Dot:
+        assert self._projection is not None, "show_goal comes before observe"
+        rim = self.config.geometry.rim(self.goal_at(step))
+        return Dot.at(project(self._projection, rim), self.image_size)
+
+    def goal_at(self, step: int) -> float:
+        """The goal after so many steps, rad, not wrapped; it moves before each step, as ROBEL's does."""
+        return self.goal + self.goal_velocity * self.period * step
 
     def observe(self, snapshot: Snapshot, last_action: Action) -> Observation:
         """'state' (32,) float32; 'image' with the goal dot, given a frame; 'goal' (2,) for cue 'vector'."""
         observation: Observation = {"state": self._state(snapshot, last_action)}
-        if self.config.camera in snapshot.frames:
-            observation["image"] = self._image(snapshot.frames[self.config.camera].image)
+        image = self.frame(snapshot)
+        if image is not None:
+            dotted = self.config.cue == "dot"
+            observation["image"] = self._dot(snapshot.step).draw(image) if dotted else image.copy()
         if self.config.cue == "vector":
-            observation["goal"] = np.array([math.cos(self.goal), math.sin(self.goal)], np.float32)
+            goal = self.goal_at(snapshot.step)
+            observation["goal"] = np.array([math.cos(goal), math.sin(goal)], np.float32)
         return observation
 
     def spaces(self, *, images: bool) -> dict[str, gymnasium.Space[Any]]:
@@ -225,16 +179,9 @@ class Valve(Task):
         parts = (joints.position, joints.velocity, directions, (velocity,), last_action)
         return np.concatenate(parts, dtype=np.float32, casting="same_kind")
 
-    def _image(self, image: Image) -> Image:
-        image = self.delivered(image, self.config.camera)
-        if self.config.cue != "dot":
-            return image.copy()
-        assert self._dot is not None, "show_goal comes before observe"
-        return self._dot.draw(image)
-
     def error(self, snapshot: Snapshot) -> float:
         """How far the valve is beyond its goal, rad in (-pi, pi]."""
-        return wrap_angle(float(snapshot.object.position[0]) - self.goal)
+        return wrap_angle(float(snapshot.object.position[0]) - self.goal_at(snapshot.step))
 
     def reward(self, snapshot: Snapshot, applied: Applied) -> dict[str, float]:
         """The configured reward's terms."""
@@ -255,16 +202,12 @@ class Valve(Task):
             "success_20deg": "success at 20 degrees",
             "error": "final error, rad",
             "angle": "final angle, rad",
+            "score": "final score, 0 to 1",
         }
 
-    @property
-    def hold(self) -> Action:
-        """The fingers at home."""
-        at_home = np.divide(self._home, self._range, out=np.zeros_like(self._home), where=self._range != 0)
-        return at_home.clip(-1, 1).astype(np.float32)
-
     def measures(self, snapshot: Snapshot) -> dict[str, float]:
-        """Distance to the goal and the valve's angle in rad, and success at 20 degrees."""
+        """Distance to the goal and the valve's angle in rad, success at 20 degrees, ROBEL's points."""
         error = abs(self.error(snapshot))
         angle = wrap_angle(float(snapshot.object.position[0]))
-        return {"error": error, "angle": angle, "success_20deg": float(error < WIDE_SUCCESS)}
+        wide = float(error < WIDE_SUCCESS)
+        return {"error": error, "angle": angle, "success_20deg": wide, "score": turn_score(error)}

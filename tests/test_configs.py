@@ -625,6 +625,36 @@ def test_settings_that_do_not_fit_together_are_told_with_their_place(
     assert told.endswith(message), told
 
 
+def pose_settings(*overrides: str, agent: str = "slac") -> RunConfig:
+    names = ("tasks/pose_fixed", "hw/dclaw", f"agent/{agent}")
+    layers = [*(Layer.from_file(CONFIGS / f"{name}.yaml") for name in names), Layer.from_overrides(overrides)]
+    return load(RunConfig, layers, [cross_checks])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["task.period=0.04"], "task.period: this rig needs at least 0.05 s per step"),
+        (["hw.dclaw.watchdog=0.08"], "task.period: the servos stop after 0.08 s without a command (hw.dclaw.watchdog), so a step can take 0.04 s"),
+        (["hw.camera.fps=15"], "hw.camera.fps: no frame would be fresh enough: a step takes 0.05 s"),
+        (["hw.camera.projection=null"], "hw.camera.projection: is needed to draw the goal into the image (task.cue: dots)"),
+        (["task.image_size=[32, 32]"], "hw.camera.size: the camera delivers 64x64, the task expects 32x32"),
+        (["task.camera=side"], "task.camera: this rig has no camera 'side', only 'front'"),
+        (["task.action_range=[0.5, 1.0, 1.0]"], "task.action_range: poses of it are outside of hw.dclaw.safety for joints [0, 3, 6]: narrow it"),
+    ],
+)  # fmt: skip
+def test_settings_of_a_pose_that_do_not_fit_together_are_told_with_their_place(
+    overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        pose_settings(*overrides)
+    assert any(told.endswith(message) for told in caught.value.messages), caught.value.messages
+
+
+def test_a_pose_can_be_felt_beside_what_is_seen() -> None:
+    assert pose_settings("agent.proprioception=true").agent.kind == "slac"
+
+
 def test_an_agent_without_eyes_needs_no_camera() -> None:
     assert (
         settings("hw.camera.fps=8", "hw.camera.projection=null", agent="sac_state").agent.kind == "sac_state"

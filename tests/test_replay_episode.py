@@ -8,7 +8,8 @@ import pytest
 from numpy.typing import NDArray
 
 from robot.rig import Rig, RigConfig, build
-from tasks import RobotEnv, Valve, ValveConfig
+from tasks import PoseConfig, RobotEnv, Valve, ValveConfig, make_task
+from tasks.claw import Interval
 from tasks.replay import Difference, replay, rescore
 from tasks.valve import AngleRange
 
@@ -23,6 +24,7 @@ class Recorded:
 
     parameters: dict[str, float]
     start: NDArray[np.float64]
+    object_start: float
     steps: dict[str, NDArray[Any]]
     terms: dict[str, NDArray[np.float64]]
 
@@ -33,9 +35,10 @@ def rig() -> Iterator[Rig]:
         yield rig
 
 
-def record(rig: Rig, config: ValveConfig, seed: int = 0) -> Recorded:
-    env = RobotEnv(rig, Valve(config), images=False, seed=seed)
+def record(rig: Rig, config: ValveConfig | PoseConfig, seed: int = 0) -> Recorded:
+    env = RobotEnv(rig, make_task(config), images=False, seed=seed)
     _, info = env.reset()
+    object_start = float(info["telemetry"]["object_position"][0])
     start, parameters, rng = (
         info["telemetry"]["joint_position"],
         info["parameters"],
@@ -44,7 +47,7 @@ def record(rig: Rig, config: ValveConfig, seed: int = 0) -> Recorded:
     infos = [env.step(rng.uniform(-1, 1, 9).astype(np.float32))[4] for _ in range(config.horizon)]
     steps = {n: np.array([i["telemetry"][n] for i in infos]) for n in COLUMNS + OBJECT_COLUMNS}
     terms = {n: np.array([i["terms"][n] for i in infos]) for n in infos[0]["terms"]}
-    return Recorded(parameters, start, steps, terms)
+    return Recorded(parameters, start, object_start, steps, terms)
 
 
 @pytest.fixture(scope="module")
@@ -91,13 +94,43 @@ def test_arrays_of_another_robot_are_refused_before_anything_moves(
     assert rig.clock.now() == began
 
 
-@pytest.mark.parametrize("reward", ["distance", "robel_turn"])
-def test_rescoring_a_log_gives_exactly_the_logged_rewards(rig: Rig, reward: str) -> None:
-    config = CONFIG.model_copy(update={"reward": reward, "horizon": 8})
+RESCORED = {
+    "distance": CONFIG,
+    "robel_turn": CONFIG.model_copy(update={"reward": "robel_turn"}),
+    "moving": CONFIG.model_copy(
+        update={"reward": "robel_turn", "goal_velocity": Interval(low=0.3, high=0.7)}
+    ),
+    "pose": PoseConfig(),
+    "swinging": PoseConfig(goal="swinging"),
+}
+
+
+@pytest.mark.parametrize("config", RESCORED.values(), ids=RESCORED)
+def test_rescoring_a_log_gives_exactly_the_logged_rewards(rig: Rig, config: ValveConfig | PoseConfig) -> None:
+    config = config.model_copy(update={"horizon": 8})
     episode = record(rig, config, seed=2)
-    scored = rescore(Valve(config), episode.parameters, episode.steps, episode.terms)
+    scored = rescore(make_task(config), episode.parameters, episode.steps, episode.terms)
     assert scored.difference == 0.0
     assert scored.reward.shape == scored.success.shape == (8,)
+
+
+def test_goals_that_move_are_scored_by_the_row_that_a_step_has_in_the_log(rig: Rig) -> None:
+    config = RESCORED["moving"].model_copy(update={"horizon": 4})
+    episode = record(rig, config, seed=2)
+    velocity = episode.parameters["goal_velocity"]
+    late = {name: column[1:] for name, column in episode.steps.items()}
+    terms = {name: column[1:] for name, column in episode.terms.items()}
+    scored = rescore(make_task(config), episode.parameters, late, terms)
+    assert np.abs(scored.terms["distance"] - terms["distance"]) == pytest.approx([5 * velocity * 0.1] * 3)
+
+
+def test_replay_takes_a_pose_episode_to_the_same_end(rig: Rig) -> None:
+    config = PoseConfig(horizon=20)
+    episode = record(rig, config, seed=4)
+    valve, targets = np.array([episode.object_start]), episode.steps["applied"]
+    again = replay(rig, make_task(config), targets, start=episode.start, object_start=valve)
+    assert again.late == 0
+    assert again.against(episode.steps["joint_position"]).rms.max() < 0.08
 
 
 def test_rescoring_finds_a_forged_reward(recorded: Recorded) -> None:

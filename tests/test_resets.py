@@ -9,7 +9,7 @@ from robot.dynamixel import DynamixelRobot
 from robot.rig import Rig, RigConfig, build
 from robot.sim import SimPlant
 from robot.types import MotionFault
-from tasks.resets import ResetConfig, fingers, joint_name, move_to, reset_valve, waypoints
+from tasks.resets import ResetConfig, fingers, joint_name, move_to, reset_pose, reset_valve, waypoints
 from tasks.rewards import wrap_angle
 
 RESET = ResetConfig()
@@ -77,6 +77,26 @@ def test_reset_ends_at_the_start_angle_at_rest_at_home_from_any_pose(rig: Rig, s
     assert np.abs(truth["qvel"]).max() < 0.05
     assert np.abs(truth["qpos"][:9] - HOME).max() <= math.radians(5)
     assert rig.clock.now() - began <= 3.0
+
+
+def test_reset_to_a_pose_ends_there_at_rest_with_the_valve_free(rig: Rig) -> None:
+    tangled = np.random.default_rng(2).uniform(-1, 1, 9) * fingers((0.4, 1.0, 1.5), 9)
+    plant_of(rig).teleport(tangled, 2.0)
+    pose = np.array([0.3, -0.2, -1.0, -0.3, -0.8, 0.9, 0.1, -0.5, 0.3])
+    reset_pose(rig, pose, RESET)
+    truth = plant_of(rig).truth
+    assert np.abs(truth["qpos"][:9] - pose).max() <= math.radians(5)
+    assert abs(wrap_angle(truth["valve"])) <= 0.1  # no finger reaches it in this pose
+    assert not plant_of(rig).servos[50].torque
+
+
+def test_joint_that_does_not_reach_a_pose_is_told_by_name_after_all_attempts(rig: Rig) -> None:
+    plant_of(rig).teleport(HOME, 0.0)
+    rig.robot.engage()
+    weaken(rig, 21)
+    with pytest.raises(MotionFault, match=r"failed 3 times.*finger 2, middle"):
+        reset_pose(rig, np.zeros(9), RESET)
+    assert not any(servo.torque for servo in plant_of(rig).servos.values())
 
 
 def test_valve_is_free_after_the_reset(rig: Rig) -> None:

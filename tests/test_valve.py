@@ -10,7 +10,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from robot.types import Applied, CameraFault, Frame, Image, JointState, Snapshot
 from robot.world import CameraPose, Painter, WorldConfig, dclaw_model, pointer_geom
-from tasks.valve import AngleChoices, AngleRange, Angles, Dot, FixedAngle, Valve, ValveConfig, project
+from tasks.claw import Dot, Interval, project
+from tasks.valve import AngleChoices, AngleRange, Angles, AtStart, FixedAngle, Valve, ValveConfig
 
 FIXED = ValveConfig(goal=FixedAngle(angle=0.0))
 REST = np.zeros(9, np.float32)
@@ -20,11 +21,11 @@ DOWN = np.array([[125.0, 0, -32, 32 * 0.6021], [0, -125.0, -32, 32 * 0.6021], [0
 GREY = 200
 
 
-def snapshot(angle: float, velocity: float = 0.0, image: Image | None = None) -> Snapshot:
+def snapshot(angle: float, velocity: float = 0.0, image: Image | None = None, step: int = 0) -> Snapshot:
     joints = JointState(1.0, np.linspace(-0.4, 0.4, 9), np.linspace(-0.3, 0.9, 9), np.zeros(9))
     valve = JointState(1.0, np.array([angle]), np.array([velocity]), np.zeros(1))
     frames = {} if image is None else {"front": Frame(0.97, image, 3)}
-    return Snapshot(1.0, joints, valve, frames)
+    return Snapshot(1.0, joints, valve, frames, step=step)
 
 
 def valve(goal: float = 0.0, config: ValveConfig = FIXED) -> Valve:
@@ -159,7 +160,137 @@ def test_valve_never_ends_an_episode_early() -> None:
     assert not any(valve().failed(snapshot(a)) for a in np.linspace(-9, 9, 30))
 
 
+@pytest.mark.parametrize(
+    ("angle", "score"),
+    [
+        (0.5, 1.0),
+        (0.5 + math.pi, 0.0),
+        (0.5 - math.pi, 0.0),
+        (0.5 + math.pi / 2, 0.5),
+        (0.6, 1 - 0.1 / math.pi),
+    ],
+)
+def test_score_falls_from_one_at_the_goal_to_zero_opposite(angle: float, score: float) -> None:
+    assert valve(0.5).measures(snapshot(angle))["score"] == pytest.approx(score, abs=1e-12)
+
+
+@given(st.floats(-100, 100), st.floats(-4, 4), st.integers(0, 80))
+def test_score_is_between_zero_and_one(angle: float, goal: float, step: int) -> None:
+    assert 0 <= moving(goal).measures(snapshot(angle, step=step))["score"] <= 1
+
+
+def test_every_measure_has_a_name_for_people() -> None:
+    task = valve()
+    assert set(task.labels) == {"success", *task.measures(snapshot(0.0))}
+
+
+# --- a goal that moves ---
+
+SCREW = ValveConfig(
+    goal=AtStart(), goal_velocity=Interval(low=-0.75, high=0.75), reward="robel_turn", success=0.2, horizon=80
+)
+
+
+def moving(goal: float = 0.0, velocity: float = 0.5, config: ValveConfig = SCREW) -> Valve:
+    task = Valve(config)
+    task.restore({"goal": goal, "start": goal, "goal_velocity": velocity})
+    return task
+
+
+def test_goal_moves_by_velocity_and_period_with_every_step_and_is_never_wrapped() -> None:
+    task = moving(3.0, 0.5)
+    assert [task.goal_at(step) for step in (0, 1, 2, 80)] == pytest.approx([3.0, 3.05, 3.1, 7.0], abs=1e-12)
+
+
+def test_error_state_success_and_score_are_about_where_the_goal_is_now() -> None:
+    task = moving(0.0, 0.5)
+    at_start, after, caught_up = (
+        snapshot(0.0, step=0),
+        snapshot(0.0, step=10),
+        snapshot(0.5 + math.tau, step=10),
+    )
+    assert [task.error(s) for s in (at_start, after, caught_up)] == pytest.approx([0.0, -0.5, 0.0], abs=1e-12)
+    assert [task.success(s) for s in (at_start, after, caught_up)] == [True, False, True]
+    assert task.reward(after, COMMAND)["distance"] == pytest.approx(-2.5)
+    assert task.measures(after)["score"] == pytest.approx(1 - 0.5 / math.pi)
+    np.testing.assert_allclose(
+        task.observe(after, REST)["state"][20:22], [math.cos(0.5), -math.sin(0.5)], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("behind", "success"), [(0.199, True), (0.2, False), (-0.199, True), (-0.201, False)]
+)
+def test_screw_succeeds_strictly_within_its_radius(behind: float, success: bool) -> None:
+    assert moving(0.0, 0.0).success(snapshot(behind)) is success
+
+
+def test_goal_at_the_start_is_drawn_with_it_from_the_whole_circle() -> None:
+    task, rng = Valve(SCREW), np.random.default_rng(2)
+    draws = np.array([(task.draw(rng), task.goal, task.goal_velocity) for _ in range(600)])
+    np.testing.assert_array_equal(draws[:, 0], draws[:, 1])
+    assert draws[:, 1].min() < -3.0 < 3.0 < draws[:, 1].max()
+    assert -0.75 <= draws[:, 2].min() < -0.7
+    assert 0.7 < draws[:, 2].max() < 0.75
+    assert abs(np.corrcoef(draws[:, 1], draws[:, 2])[0, 1]) < 0.15
+
+
+def test_goals_that_stay_draw_as_they_always_did() -> None:
+    """Goal first, then start, and nothing for the velocity: a seed means the same episodes in old runs."""
+    task = Valve(ValveConfig(goal=AngleRange(low=-1.0, high=1.0)))
+    rng, again = np.random.default_rng(3), np.random.default_rng(3)
+    for _ in range(3):
+        start = task.draw(rng)
+        assert (task.goal, start) == (again.uniform(-1.0, 1.0), again.uniform(-math.pi, math.pi))
+    assert set(task.parameters) == {"goal", "start"}
+
+
+def test_logged_goal_moves_as_it_did_and_its_velocity_is_needed() -> None:
+    task = moving(1.0, -0.3)
+    again = Valve(SCREW)
+    again.restore(task.parameters)
+    assert [again.goal_at(step) for step in range(81)] == [task.goal_at(step) for step in range(81)]
+    with pytest.raises(KeyError, match="goal_velocity"):
+        again.restore({"goal": 0.0, "start": 0.0})
+
+
+def test_a_guide_servo_cannot_show_a_goal_that_moves() -> None:
+    with pytest.raises(ValidationError, match="dot, vector or none"):
+        ValveConfig(goal=AtStart(), goal_velocity=Interval(low=0.5, high=0.5), cue="pointer")
+
+
+def test_a_valve_cannot_start_where_it_starts() -> None:
+    with pytest.raises(ValidationError, match="'fixed', 'choices', 'range'"):
+        ValveConfig.model_validate({"goal": {"kind": "start"}, "start": {"kind": "start"}})
+
+
 # --- goal cue ---
+
+
+def test_dot_and_vector_follow_a_goal_that_moves() -> None:
+    task, told = moving(0.4, 0.5), moving(0.4, 0.5, SCREW.model_copy(update={"cue": "vector"}))
+    task.show_goal(DOWN)
+    for step in (0, 7, 80):
+        goal = 0.4 + 0.05 * step
+        now = snapshot(0.0, image=floor(), step=step)
+        wanted = project(DOWN, SCREW.geometry.rim(goal))
+        assert green_centre(task.observe(now, REST)["image"]) == pytest.approx(wanted, abs=0.1)
+        np.testing.assert_allclose(
+            told.observe(now, REST)["goal"], [math.cos(goal), math.sin(goal)], rtol=1e-6, atol=1e-7
+        )
+
+
+def test_dot_that_would_leave_the_image_on_its_way_is_a_camera_fault_before_anything_moves() -> None:
+    aside = np.array([[1.0, 0, 20], [0, 1, 0], [0, 0, 1]]) @ DOWN  # the rim's right end is out of view
+    still = valve(math.pi)
+    still.show_goal(aside)
+    with pytest.raises(CameraFault, match="partly outside"):
+        moving(math.pi, 0.5).show_goal(aside)
+
+
+@pytest.mark.parametrize("goal", np.linspace(-math.pi, math.pi, 13))
+def test_the_simulated_camera_sees_the_whole_rim(goal: float) -> None:
+    valve(goal).show_goal(CameraPose().projection(64, 64))
 
 
 @pytest.mark.parametrize("goal", np.linspace(-math.pi / 2, math.pi / 2, 7))
