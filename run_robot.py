@@ -260,7 +260,8 @@ def opened(args: argparse.Namespace, config: RunConfig, *, images: bool) -> Iter
     from agent.run_dir import RunDir
 
     agent = getattr(args, "agent", args.command)
-    path = Path(args.run or f"runs/{args.task}-{agent}-{args.hw}-{time.strftime('%Y%m%d-%H%M%S')}")
+    words = [*(Path(word).stem for word in (args.task, agent, args.hw)), time.strftime("%Y%m%d-%H%M%S")]
+    path = Path(args.run or f"runs/{'-'.join(words)}")
     run = RunDir.open(path) if args.resume else RunDir.vacant(path)
     try:
         with ExitStack() as stack:

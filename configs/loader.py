@@ -228,10 +228,15 @@ def choices(folder: Path) -> list[str]:
 
 
 def find(folder: Path, name: str) -> Path:
-    """The file of a name in a folder such as configs/tasks. Raises ConfigError that lists the known names."""
+    """The file of a name in a folder such as configs/tasks, or a YAML file of one's own anywhere.
+
+    Raises ConfigError that lists the known names.
+    """
     known = choices(folder)
     if name in known:
         return folder / f"{name}.yaml"
+    if Path(name).suffix in (".yaml", ".yml") and Path(name).is_file():
+        return Path(name)
     hint = suggestion(Path(name).stem, known)  # a path to the file is what tab completion makes of a name
     noun, names = folder.name.removesuffix("s"), ", ".join(known) or "none"
     raise ConfigError([f"unknown {noun} {name!r}{hint}{' Known:' if hint else ' - known:'} {names}"])

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from agent.config import AgentConfig
 from agent.schedule import TrainConfig
 from configs.loader import Problem
-from robot.rig import CAMERA, RigConfig
+from robot.rig import CAMERA, OURS, RigConfig, other_robots
 from tasks.catalogue import all_tasks
 from tasks.claw import ClawConfig
 from tasks.pose import PoseConfig
@@ -47,8 +47,12 @@ ROUNDING = 1e-3  # rad; angles in files have four digits
 def cross_checks(config: RunConfig) -> Iterator[Problem]:
     """What is right by itself but not beside the rest: task against robot, agent against camera."""
     images = config.agent.kind != "sac_state"
+    if config.hw.robot != OURS and config.hw.robot not in other_robots():
+        names = ", ".join([OURS, *other_robots()])
+        yield Problem("hw.robot", f"no installed package brings a robot {config.hw.robot!r}; known: {names}")
     if isinstance(config.task, RobotTaskConfig) and config.task.sawyer is None:
-        yield from _joints_and_time(config.task, config.hw)
+        if config.hw.robot == OURS:
+            yield from _joints_and_time(config.task, config.hw)
     elif config.hw.kind != "sim":
         yield Problem("hw.kind", f"a task of kind {config.task.kind} is simulated only: --hw sim")
     if images and isinstance(config.task, RobotTaskConfig):

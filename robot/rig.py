@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
@@ -30,6 +31,8 @@ from robot.sim import SimConfig, SimPlant
 from robot.types import Camera, CameraFault, Clock, Config, Image, PortLost, Robot, Snapshot
 
 CAMERA = "front"
+OURS = "dclaw"
+ROBOTS = "dclaw_slac.robots"  # the group of entry points by which packages bring robots
 PICTURE = (320, 320)  # (width, height) px of pictures for people in simulation
 START_TIMEOUT = 20.0  # s for the emulator's process; measured 0.9 s on an idle machine
 STOP_TIMEOUT = 3.0  # s for it to end when told
@@ -40,6 +43,8 @@ class RigConfig(Config):
 
     kind: Literal["sim", "emulated", "real"] = "sim"
     name: str = "dclaw"
+    robot: str = "dclaw"  # or one of an installed package: an entry point of the group dclaw_slac.robots
+    settings: dict[str, Any] = {}  # of such a robot, which checks them itself
     control_period: float = Field(0.05, gt=0, le=1)  # s, the shortest that bus and camera are good for
     bus: BusConfig = BusConfig()
     dclaw: DynamixelConfig = DynamixelConfig()
@@ -138,6 +143,8 @@ def build(config: RigConfig, *, cameras: bool = True, arm: SawyerConfig | None =
     """
     if arm is not None:
         return _build_sawyer(config, arm, cameras=cameras)
+    if config.robot != OURS:
+        return _build_other(config, cameras=cameras)
     if config.kind == "sim":
         return _build_simulated(config, cameras=cameras)
     with ExitStack() as resources:
@@ -188,6 +195,22 @@ def _build_simulated(config: RigConfig, *, cameras: bool) -> Rig:
     robot = DynamixelRobot(plant, dclaw, plant, events, FingerClearance())
     views = {CAMERA: plant} if cameras else {}
     return Rig(config, robot, views, plant, events, lambda: plant.render(*PICTURE), resources=resources)
+
+
+def other_robots() -> dict[str, EntryPoint]:
+    """The robots that installed packages bring, by name: each a function `(config, cameras=...) -> Rig`."""
+    return {entry.name: entry for entry in entry_points(group=ROBOTS)}
+
+
+def _build_other(config: RigConfig, *, cameras: bool) -> Rig:
+    known = other_robots()
+    if config.robot not in known:
+        names = ", ".join(["dclaw", *known])
+        raise ValueError(f"no installed package brings a robot {config.robot!r}; known: {names}")
+    rig = known[config.robot].load()(config, cameras=cameras)
+    if not isinstance(rig, Rig):
+        raise TypeError(f"{known[config.robot].value} made a {type(rig).__name__}, expected a robot.rig.Rig")
+    return rig
 
 
 def _build_sawyer(config: RigConfig, arm: SawyerConfig, *, cameras: bool) -> Rig:

@@ -29,7 +29,7 @@ from robot.types import (
     MotionFault,
     RobotState,
 )
-from robot.world import CameraPose, Painter, decimated
+from robot.world import CameraPose, Painter, check_mujoco, decimated
 
 Point = tuple[float, float, float]  # m: x right, y away from the arm's base, z up from the table
 
@@ -127,6 +127,7 @@ def find_metaworld() -> Path:
 
 def sawyer_model(config: SawyerConfig) -> mujoco.MjModel:
     """The arm in its scene, ready to simulate and draw: no goal marker, slip fixed, meshes decimated."""
+    check_mujoco()
     path = find_metaworld() / ASSETS / SCENES[config.scene].file
     spec = mujoco.MjSpec.from_file(str(path))
     for site in [site for site in spec.sites if site.name == "goal"]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
+import warnings
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Literal
@@ -29,6 +30,7 @@ SCENE = Path("dclaw/assets/dclaw3xh_valve3_v0.xml")
 VALVE_JOINT = "valve_OBJRx"
 JOINTS = ("FFJ10", "FFJ11", "FFJ12", "MFJ20", "MFJ21", "MFJ22", "THJ30", "THJ31", "THJ32")
 COLLISION_GROUP = 4
+TESTED_MUJOCO = ((3, 17), (4, 0))  # major and minor version: from, below
 _UNDRAWN = ("skybox", "texplane", "tmark", "S_grasp")
 _STL_FACE = np.dtype([("normal", "<f4", 3), ("vertices", "<f4", (3, 3)), ("attribute", "<u2")])
 _LEADING_COMMENT = re.compile(r"\A\s*(<!--.*?-->\s*)+", re.DOTALL)
@@ -94,6 +96,17 @@ def find_robel() -> Path:
     )
 
 
+def check_mujoco(version: str = mujoco.__version__) -> None:
+    """Warns of a MuJoCo that this program was never tried with: contacts differ from version to version."""
+    if not TESTED_MUJOCO[0] <= tuple(int(part) for part in version.split(".")[:2]) < TESTED_MUJOCO[1]:
+        low, high = (".".join(map(str, bound)) for bound in TESTED_MUJOCO)
+        warnings.warn(
+            f"MuJoCo {version} was never tried here, tested are {low} up to {high}: motions and scores may "
+            "differ. `make setup` installs a tested one.",
+            stacklevel=2,
+        )
+
+
 def original_model() -> mujoco.MjModel:
     """ROBEL's scene as published, only made loadable: the yardstick for dynamics and for rendering cost."""
     path = find_robel() / SCENE
@@ -106,6 +119,7 @@ def dclaw_model(config: WorldConfig) -> mujoco.MjModel:
     Nine finger actuators in the order of `JOINTS`, then the valve's servo; position control, unclamped
     (limits belong to the servo's firmware). The valve turns without end.
     """
+    check_mujoco()
     path = find_robel() / SCENE
     tree = _read(path)
     _drop_overlay(tree)

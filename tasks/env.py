@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -36,13 +37,17 @@ class _Episode:
     over: bool = False
 
 
+def _nothing() -> None:
+    pass
+
+
 class RobotEnv(gymnasium.Env[dict[str, Any], Action]):
     """One control step per `step`: command, absolute deadline, fresh reading, named reward terms.
 
-    The rig is the caller's: enter it before and close it after. A fault ends the episode: `truncated` is
-    True, `info["fault"]` names it, the robot is held, and observation and reward of that step are not
-    measurements. A reset waits for the rig to be well again as long as the rig's patience lasts, then raises
-    the fault, with the robot relaxed.
+    The rig is the caller's: enter it before, and close it after or by `release`. A fault ends the episode:
+    `truncated` is True, `info["fault"]` names it, the robot is held, and observation and reward of that step
+    are not measurements. A reset waits for the rig to be well again as long as the rig's patience lasts, then
+    raises the fault, with the robot relaxed.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - gymnasium's declaration
@@ -55,8 +60,12 @@ class RobotEnv(gymnasium.Env[dict[str, Any], Action]):
         images: bool = True,
         seed: int | None = None,
         render_mode: str | None = None,
+        release: Callable[[], None] = _nothing,
     ) -> None:
-        """Raises ValueError when task and robot differ in their joints or the camera is missing."""
+        """`release` closes what is to be closed with the environment.
+
+        Raises ValueError when task and robot differ in their joints or the camera is missing.
+        """
         if rig.robot.joints != task.action_size:
             raise ValueError(
                 f"The task moves {task.action_size} joints, the robot has {rig.robot.joints}: "
@@ -70,6 +79,7 @@ class RobotEnv(gymnasium.Env[dict[str, Any], Action]):
         self.metadata = {**self.metadata, "render_fps": round(1 / task.period)}
         self.ticker = Ticker(rig.clock, task.period)
         self.patience = Patience(rig, rig.config.patience)
+        self._release = release
         self._episode: _Episode | None = None
         self._hot: ServoHot | None = None  # what ended the last episode
         if seed is not None:
@@ -127,9 +137,10 @@ class RobotEnv(gymnasium.Env[dict[str, Any], Action]):
         return self.ticker.statistics() if self.rig.realtime else {}
 
     def close(self) -> None:
-        """Relaxes the robot; the rig stays open."""
+        """Relaxes the robot; the rig stays open unless `release` closes it."""
         self._episode = None
         self.relax()
+        self._release()
 
     def _cool_down(self) -> None:
         """What stopped for its heat has to cool further than to just below where it stopped."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,10 +30,20 @@ class Simulated:
         """A Boxed environment on a rig of its own, closed with it. Raises what either raises."""
         if isinstance(self.task, SuiteConfig):
             return Boxed(SuiteEnv(self.task, images=self.images, seed=self.seed))
-        resources = ExitStack()
-        rig = resources.enter_context(build(self.hw, cameras=self.images, arm=self.task.sawyer))
-        env = RobotEnv(rig, make_task(self.task), images=self.images, seed=self.seed)
-        return Boxed(env, resources.close)
+        return Boxed(standalone(self.task, self.hw, images=self.images, seed=self.seed))
+
+
+def standalone(task: RobotTaskConfig, hw: RigConfig, *, images: bool, **options: Any) -> RobotEnv:
+    """An environment with a rig of its own, which is closed with it; options: as for RobotEnv.
+
+    Raises what either raises, with the rig closed.
+    """
+    rig = build(hw, cameras=images or bool(options.get("render_mode")), arm=task.sawyer)
+    try:
+        return RobotEnv(rig.__enter__(), make_task(task), images=images, release=rig.close, **options)
+    except BaseException:
+        rig.close()
+        raise
 
 
 @dataclass(frozen=True)
@@ -55,16 +63,9 @@ class Boxed(gymnasium.Wrapper[dict[str, Any], Action, dict[str, Any], Action]):
     own answer, another reset, would cost time and draw an episode that nobody asked for.
     """
 
-    def __init__(self, env: Env, release: Callable[[], None] = lambda: None) -> None:
-        """`release` closes what is beneath the environment."""
+    def __init__(self, env: Env) -> None:
         super().__init__(env)
-        self._release = release
         self._waiting: Observation | None = None  # what it answers with while it waits
-
-    def close(self) -> None:
-        """Closes the environment and what is beneath it."""
-        super().close()
-        self._release()
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

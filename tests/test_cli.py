@@ -218,7 +218,7 @@ def test_an_empty_settings_file_is_listed_too(tmp_path: Path) -> None:
         ("collect --task valve_fixed --hw sim --policy dance", ["--policy", "'dance'", "'random', 'hold'"]),
         ("--task valve_fixed --hw sim --resume", ["--resume needs --run"]),
         ("--task valve_rondom --hw sim", ["unknown task 'valve_rondom'", "did you mean 'valve_random'", "valve_three"]),
-        ("--task configs/tasks/valve_fixed.yaml --hw sim", ["did you mean 'valve_fixed'"]),
+        ("--task configs/tasks/valve_fixd.yaml --hw sim", ["did you mean 'valve_fixed'"]),
         ("--task ../valve_fixed --hw sim", ["unknown task"]),
         ("--task Ventil-ä --hw sim", ["unknown task 'Ventil-ä'", "valve_three"]),
         ("--task valve_fixed --hw simm", ["unknown hw 'simm'", "did you mean 'sim'", "emulated"]),
