@@ -44,7 +44,7 @@ class RigConfig(Config):
     kind: Literal["sim", "emulated", "real"] = "sim"
     name: str = "dclaw"
     robot: str = "dclaw"  # or one of an installed package: an entry point of the group dclaw_slac.robots
-    settings: dict[str, Any] = {}  # of such a robot, which checks them itself
+    settings: Mapping[str, Any] = Field(default_factory=dict)  # of such a robot, which checks them itself
     control_period: float = Field(0.05, gt=0, le=1)  # s, the shortest that bus and camera are good for
     bus: BusConfig = BusConfig()
     dclaw: DynamixelConfig = DynamixelConfig()

@@ -16,10 +16,12 @@ from gymnasium.utils.env_checker import check_env, data_equivalence
 from numpy.typing import NDArray
 
 import run_robot
-from configs.document import ConfigError
-from configs.loader import choices
+from configs.document import ConfigError, Layer
+from configs.loader import choices, load
+from configs.run import RunConfig, cross_checks
+from robot.rig import build
 from robot.types import InvalidCommand
-from tasks import RobotEnv, registration
+from tasks import RobotEnv, RobotTaskConfig, make_task, registration
 from tasks.replay import rescore
 
 NAMES = [name for name in choices(run_robot.CONFIGS / "tasks") if not name.startswith("dm_")]
@@ -191,6 +193,31 @@ def test_only_a_cue_that_is_meant_to_shows_the_goal_to_who_has_no_state(case: Ca
     drawn = getattr(config, "cue", "none") in ("dot", "dots") and seen[0].keys() == seen[1].keys()
     if not drawn:
         np.testing.assert_array_equal(seen[0]["image"], seen[1]["image"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("sawyer")])
+def test_it_keeps_its_promises_through_the_wire(name: str) -> None:
+    """Serial driver and camera driver, in real time, against emulated devices."""
+    config = load(
+        RunConfig,
+        [
+            Layer.from_file(run_robot.CONFIGS / f"{path}.yaml")
+            for path in (f"tasks/{name}", "hw/emulated", "agent/slac")
+        ],
+        [cross_checks],
+    )
+    assert isinstance(config.task, RobotTaskConfig)
+    with build(config.hw) as rig:
+        env = RobotEnv(rig, make_task(config.task))
+        first, info = env.reset(seed=3)
+        seen = [(first, info), *(env.step(action) for action in actions(env, 6))]
+    assert all(step[0] in env.observation_space for step in seen)
+    infos = [step[-1] for step in seen]
+    assert not any("fault" in info for info in infos), infos[-1]
+    steps = {column: np.array([info["telemetry"][column] for info in infos[1:]]) for column in COLUMNS}
+    terms = {name: np.array([info["terms"][name] for info in infos[1:]]) for name in infos[1]["terms"]}
+    assert rescore(make_task(config.task), info["parameters"], steps, terms).difference == 0.0
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
 from gymnasium.error import ResetNeeded
+from gymnasium.utils.env_checker import data_equivalence
 
 from configs.document import Layer
 from configs.loader import load
@@ -212,7 +212,7 @@ def test_silent_servo_ends_the_episode_without_becoming_a_number(rig: Rig) -> No
     assert info["fault"] == "servo-silent"
     assert "21" in info["fault_message"]
     assert "telemetry" not in info
-    assert gymnasium.utils.env_checker.data_equivalence(observation, before, exact=True)
+    assert data_equivalence(observation, before, exact=True)
     with pytest.raises(ResetNeeded):
         env.step(REST)
 
