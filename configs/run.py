@@ -44,6 +44,8 @@ def cross_checks(config: RunConfig) -> Iterator[Problem]:
             yield from _camera(config.task, config.hw)
     elif config.hw.kind != "sim":
         yield Problem("hw.kind", f"{config.task.domain} is simulated only: --hw sim")
+    if config.hw.sim.randomise.ranges and (config.hw.kind == "emulated" or config.task.kind != "valve"):
+        yield Problem("hw.sim.randomise", "is for the simulated D'Claw: --hw sim and a task with a valve")
     if images:
         yield from _halvings(config.task.image_size)
     if config.agent.kind != "sac_state" and config.agent.proprioception and config.task.kind != "valve":
