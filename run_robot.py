@@ -571,6 +571,7 @@ def command_replay(args: argparse.Namespace) -> int:
         return 0 if same else 1
     with stage(config, images=False) as scene, usable(args.episode):
         assert isinstance(scene.world, Rig)
+        scene.world.imitate(episode.parameters)
         result = replay(
             scene.world,
             task,

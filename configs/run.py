@@ -50,13 +50,15 @@ def cross_checks(config: RunConfig) -> Iterator[Problem]:
     if config.hw.robot != OURS and config.hw.robot not in other_robots():
         names = ", ".join([OURS, *other_robots()])
         yield Problem("hw.robot", f"no installed package brings a robot {config.hw.robot!r}; known: {names}")
-    if isinstance(config.task, RobotTaskConfig) and config.task.sawyer is None:
-        if config.hw.robot == OURS:
-            yield from _joints_and_time(config.task, config.hw)
-    elif config.hw.kind != "sim":
+    mounted = isinstance(config.task, RobotTaskConfig) and config.task.sawyer is None
+    if not mounted and config.hw.kind != "sim":
         yield Problem("hw.kind", f"a task of kind {config.task.kind} is simulated only: --hw sim")
+    if isinstance(config.task, RobotTaskConfig) and mounted and config.hw.robot == OURS:
+        yield from _joints_and_time(config.task, config.hw)
     if images and isinstance(config.task, RobotTaskConfig):
         yield from _camera(config.task, config.hw)
+    if config.hw.sim.randomise.ranges and (config.hw.kind == "emulated" or not mounted):
+        yield Problem("hw.sim.randomise", "is for the simulated D'Claw: --hw sim and a task of its own")
     if images:
         yield from _halvings(config.task.image_size)
     if config.agent.kind != "sac_state" and config.agent.proprioception and config.task.kind == "dm_control":

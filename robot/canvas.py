@@ -43,6 +43,12 @@ class Canvas:
         mujoco.mjr_readPixels(self._pixels, None, self._rectangle, self._context)
         return np.ascontiguousarray(self._pixels[::-1])  # OpenGL counts rows from the bottom
 
+    def upload_textures(self, model: mujoco.MjModel) -> None:
+        """Takes over the model's textures, which otherwise stay those of when this was made."""
+        self._gl.make_current()
+        for texture in range(model.ntex):
+            mujoco.mjr_uploadTexture(model, self._context, texture)
+
     def close(self) -> None:
         """Frees the OpenGL context."""
         self._gl.make_current()
@@ -62,6 +68,11 @@ class Canvases:
         if (width, height) not in self._canvases:
             self._canvases[width, height] = Canvas(self._model, width, height)
         return self._canvases[width, height].draw(scene)
+
+    def upload_textures(self) -> None:
+        """Takes over the model's textures as they are now."""
+        for canvas in self._canvases.values():
+            canvas.upload_textures(self._model)
 
     def close(self) -> None:
         """Frees the OpenGL contexts."""

@@ -14,6 +14,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
+from numpy.random import Generator
 from pydantic import Field
 
 from robot.bus import BusConfig, SerialBus
@@ -25,6 +26,7 @@ from robot.emulator import EmulatorConfig, EmulatorSetup
 from robot.events import EventLog
 from robot.keepalive import kept_alive
 from robot.patience import PatienceConfig
+from robot.randomise import Draw
 from robot.sawyer import SawyerConfig, SawyerPlant, SawyerRobot
 from robot.settings import DynamixelConfig
 from robot.sim import SimConfig, SimPlant
@@ -70,6 +72,18 @@ def _nothing() -> Mapping[str, float]:
     return {}
 
 
+def _as_it_is(rng: Generator) -> Mapping[str, float]:
+    return {}
+
+
+def _no_other(parameters: Mapping[str, float]) -> None:
+    pass
+
+
+def _clearly(snapshot: Snapshot) -> Snapshot:
+    return snapshot
+
+
 @dataclass
 class Rig:
     """Robot, cameras and clock of one bench, opened together and closed together.
@@ -84,6 +98,11 @@ class Rig:
     events: EventLog
     picture: Callable[[], Image]  # the scene for people, (H, W, 3) uint8 RGB, as large as there is
     bus_statistics: Callable[[], Mapping[str, float]] = _nothing
+    # Draws another world for an episode, if this rig has others; what was drawn, by name, for the log.
+    randomise: Callable[[Generator], Mapping[str, float]] = _as_it_is
+    # Makes the world again that an episode's logged parameters tell of, where one was drawn.
+    imitate: Callable[[Mapping[str, float]], object] = _no_other
+    perceived: Callable[[Snapshot], Snapshot] = _clearly  # what an agent is told of a reading
     resources: ExitStack = field(default_factory=ExitStack)
 
     @property
@@ -194,7 +213,25 @@ def _build_simulated(config: RigConfig, *, cameras: bool) -> Rig:
     events = EventLog(plant)
     robot = DynamixelRobot(plant, dclaw, plant, events, FingerClearance())
     views = {CAMERA: plant} if cameras else {}
-    return Rig(config, robot, views, plant, events, lambda: plant.render(*PICTURE), resources=resources)
+    return Rig(
+        config=config,
+        robot=robot,
+        cameras=views,
+        clock=plant,
+        events=events,
+        picture=lambda: plant.render(*PICTURE),
+        randomise=lambda rng: _become(plant, config.sim.randomise.draw(rng)),
+        imitate=lambda parameters: _become(plant, Draw.of(parameters)),
+        perceived=plant.perceived,
+        resources=resources,
+    )
+
+
+def _become(plant: SimPlant, draw: Draw) -> Mapping[str, float]:
+    """Varies the plant; the draw for an episode's log. Where nothing is drawn, not a bit of it changes."""
+    if draw.values:
+        plant.vary(draw)
+    return draw.floats()
 
 
 def other_robots() -> dict[str, EntryPoint]:

@@ -12,21 +12,32 @@ import struct
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import NonNegativeFloat, PositiveFloat, model_validator
 
 from robot import registers as reg
 from robot.events import EventLog
 from robot.faults import ERRORS, WIRE, Change, FaultConfig, FaultSchedule, Occurrence, require_servos
 from robot.protocol import describe_refusal
+from robot.randomise import DROPS, ENCODERS, EYES, Draw, RandomiseConfig, Variation, blurred
 from robot.registers import RAD_PER_S_PER_UNIT, RAD_PER_TICK, Register, servo_name
 from robot.servo import FirmwareConfig, Servo
-from robot.types import BusFault, Floats, Frame, Image, PortLost, Reading, ServoSilent, StaleFrame
+from robot.types import (
+    BusFault,
+    Floats,
+    Frame,
+    Image,
+    PortLost,
+    Reading,
+    ServoSilent,
+    Snapshot,
+    StaleFrame,
+)
 from robot.world import JOINTS, VALVE_JOINT, CameraPose, Painter, WorldConfig, dclaw_model
 
 Integers = NDArray[np.int64]
@@ -44,6 +55,10 @@ _NEVER = 1 << 62  # steps
 ENDURANCE_PERIOD = 0.5
 STUCK = 1e6  # Nm s/rad: a blocked joint, pressed with all its 2.5 Nm, creeps by 0.01 rad in an hour
 TRIES = 3  # of a patient driver: what the wire spoils three times in a row is a servo's silence
+CAPTURE_PERIOD = 0.0325  # s, of a camera that drops frames: 30 Hz in whole steps of 2.5 ms
+# m by which a hand that was moved may reach into the valve. Random actions press it 2.4 mm deep in one step
+# of 100, 3.3 at most (n = 2000; with the presets 4.4 and 6.8).
+JOLT = 0.005
 PATIENCE = 25.0  # ms after which such a driver takes a late answer for a lost one
 
 
@@ -60,6 +75,21 @@ class SimConfig(WorldConfig):
     firmware: FirmwareConfig = FirmwareConfig()
     thermal: bool = True  # whether currents warm servos, overheat and overload them
     camera: CameraPose = CameraPose()
+    randomise: RandomiseConfig = RandomiseConfig()  # off, robel, sim2real, or ranges over one of these
+
+    @model_validator(mode="after")
+    def _camera_stays_one(self) -> Self:
+        ranges, camera = self.randomise.ranges, self.camera
+        nearest = ranges.get("camera_distance", (0.0, 0.0))[0]
+        if camera.distance + nearest <= 0:
+            raise ValueError(
+                f"randomise.camera_distance: from {camera.distance:g} m, {nearest:g} is too much"
+            )
+        low, high = ranges.get("camera_fovy", (0.0, 0.0))
+        if not (camera.fovy + low > 0 and camera.fovy + high < 180):
+            span = f"{low:g} to {high:g}"
+            raise ValueError(f"randomise.camera_fovy: with {camera.fovy:g} deg, {span} leaves the 0 to 180")
+        return self
 
 
 @dataclass(frozen=True)
@@ -129,7 +159,7 @@ class SimPlant:
             )
         self.config = config
         self._lock = threading.RLock()
-        self._model = dclaw_model(config)
+        self._model = dclaw_model(config, floor_texture=config.randomise.floor_texture is not None)
         self._data = mujoco.MjData(self._model)
         self._timestep = float(self._model.opt.timestep)
         self._step = 0
@@ -141,6 +171,9 @@ class SimPlant:
         self._image_size = image_size
         self._painter: Painter | None = None
         self._sequence = 0
+        self._shown: Frame | None = None  # the latest one, of a camera that drops some
+        self._repaint = False  # whether the painter has yet to see the latest draw
+        self._prepare_variation()
         self.teleport(RESET_POSE, 0.0)
 
     # --- Clock ---------------------------------------------------------------------------------------------
@@ -281,21 +314,33 @@ class SimPlant:
 
     @property
     def projection(self) -> Floats:
-        """(3, 4): base-frame metres to homogeneous pixels of the delivered image."""
-        return self.config.camera.projection(*self._image_size)
+        """(3, 4): base-frame metres to homogeneous pixels of the delivered image, for this draw's camera."""
+        return self._pose.projection(*self._image_size)
 
     def latest(self, max_age: float) -> Frame:
-        """A picture of the present less `frame_delay`. Raises StaleFrame, or RuntimeError without OpenGL."""
+        """The newest picture: of the present less `frame_delay`, or of before if frames were dropped.
+
+        Raises StaleFrame, or RuntimeError without OpenGL.
+        """
         with self._lock:
             step, qpos = self._seen()
         time = step * self._timestep
         if self.now() - time > max_age + 1e-9:
             raise StaleFrame(
                 f"the simulated frame is {self.now() - time:.3f} s old, at most {max_age:.3f} s are allowed; "
-                "lower hw.sim.frame_delay or raise the allowed age"
+                "lower hw.sim.frame_delay (or hw.sim.randomise.frame_drops), or raise the allowed age"
             )
+        if not self._drops:
+            return self._photograph(time, qpos)
+        if self._shown is None or self._shown.time != time:  # otherwise that one is still the newest
+            self._shown = self._photograph(time, qpos)
+        return replace(self._shown, image=self._shown.image.copy())
+
+    def _photograph(self, time: float, qpos: Floats) -> Frame:
+        """A new frame of joint positions of a time (s), by the camera's sensor."""
         self._sequence += 1
-        return Frame(time, self._paint(qpos, *self._image_size), self._sequence)
+        image = self._paint(qpos, *self._image_size)
+        return Frame(time, self._sensor.develop(image) if self._sensor else image, self._sequence)
 
     def render(self, width: int, height: int) -> Image:
         """The camera's present view in any size, (height, width, 3) uint8 RGB."""
@@ -306,12 +351,62 @@ class SimPlant:
     def _paint(self, qpos: Floats, width: int, height: int) -> Image:
         if self._painter is None:
             config = self.config
-            self._painter = Painter(self._model, config.camera, config.geoms, config.shadows)
+            self._painter = Painter(self._model, self._pose, config.geoms, config.shadows)
+        elif self._repaint:
+            self._painter.aim(self._pose)
+            self._painter.look_again()
+        self._repaint = False
         return self._painter.draw(qpos, width, height)
 
     def _seen(self) -> tuple[int, Floats]:
         """The step and joint positions that the camera sees now."""
         return self._history[0] if self._history else (self._step, self._data.qpos.copy())
+
+    # --- Randomisation -------------------------------------------------------------------------------------
+
+    def vary(self, draw: Draw) -> None:
+        """Becomes the plant of a draw; what it does not name is as configured.
+
+        Time, pose and the servos' registers stay. If the hand would be set down into the valve, its fingers
+        are opened, as whoever moves it would.
+        """
+        with self._lock:
+            self._variation.apply(draw)
+            self._vary_motors(draw)
+            self._vary_senses(draw)
+            self._forget()
+            self.refresh()
+            mujoco.mj_forward(self._model, self._data)
+            if "mount_offset" in draw.values and (self._data.contact.dist < -JOLT).any():
+                self.teleport(RESET_POSE, self._valve_angle())
+
+    def perceived(self, snapshot: Snapshot) -> Snapshot:
+        """What the agent sees of a reading: all of it, or through the draw's observation noise."""
+        return blurred(snapshot, self._blur, self._eyes) if self._blur else snapshot
+
+    def _prepare_variation(self) -> None:
+        """The nominal plant, in which none of this changes a bit."""
+        self._variation = Variation(self._model)
+        self._vary_senses(Draw())
+
+    def _vary_motors(self, draw: Draw) -> None:
+        config = self.config
+        stiffness = draw.number("servo_stiffness", config.servo_stiffness)
+        self._stiffness = [stiffness] * len(JOINTS) + [config.valve_stiffness]
+        self._damping = self._model.dof_damping[self._qvel].copy()
+        for row in self._suffering["stuck-joint"]:
+            self._model.dof_damping[self._qvel[row]] = STUCK
+        self._play = [draw.number("backlash", 0.0) / 2] * len(JOINTS) + [0.0]
+        self._delay = self._steps_at(draw.number("command_delay", config.command_delay))
+
+    def _vary_senses(self, draw: Draw) -> None:
+        self._misreading, self._misread = draw.number("encoder_noise", 0.0), draw.luck(ENCODERS)
+        self._blur, self._eyes = draw.number("observation_noise", 0.0), draw.luck(EYES)
+        self._frame_delay = self._steps_at(draw.number("frame_delay", self.config.frame_delay))
+        self._drops, self._dropping = draw.number("frame_drops", 0.0), draw.luck(DROPS)
+        self._pose, self._sensor = draw.pose(self.config.camera), draw.sensor()
+        self._shown = None
+        self._repaint = True
 
     # --- For tests and benchmarks --------------------------------------------------------------------------
 
@@ -336,8 +431,7 @@ class SimPlant:
             self._data.qvel[:] = 0
             self._data.ctrl[:] = self._data.qpos[self._qpos]
             self._due.clear()
-            self._history.clear()
-            self._remember()
+            self._forget()
             for row, servo in enumerate(self._servos):
                 self._measure(row)
                 servo.load(reg.GOAL_POSITION, servo.value(reg.PRESENT_POSITION))
@@ -434,6 +528,8 @@ class SimPlant:
         servo, data, slipped = self._servos[row], self._data, float(self._slipped[row])
         turned = (float(data.qpos[self._qpos[row]]) - slipped) / RAD_PER_TICK
         encoder = int(self._frozen.get(row, round(turned) + ZERO_TICKS[row]))
+        if self._misreading and row not in self._frozen:
+            encoder += int(self._misreadings(1)[0])
         speed = float(data.qvel[self._qvel[row]]) * float(self._seen_share[row])
         current = round(float(data.actuator_force[row]) / self._torque_per_unit)
         servo.measure(encoder, round(speed / RAD_PER_S_PER_UNIT), current, self.now())
@@ -444,9 +540,16 @@ class SimPlant:
         """Present positions as the registers show them."""
         seen = self._data.qpos[self._qpos] - self._slipped
         ticks = np.asarray(np.rint(seen / RAD_PER_TICK), dtype=np.int64) + ZERO_TICKS
+        if self._misreading:
+            ticks += self._misreadings(len(ticks))
         for row, stays in self._frozen.items():
             ticks[row] = stays
         return ticks + self._shift
+
+    def _misreadings(self, count: int) -> Integers:
+        """(count,) ticks by which encoders err this time."""
+        errors = self._misread.uniform(-self._misreading, self._misreading, count)
+        return np.asarray(np.rint(errors), dtype=np.int64)
 
     def _velocities(self) -> Integers:
         seen = self._data.qvel[self._qvel] * self._seen_share
@@ -469,13 +572,14 @@ class SimPlant:
         self._model.actuator_forcelimited[:] = 1
         self._shift = np.zeros(len(joints), np.int64)  # ticks, see Servo.shift
         self._target = np.zeros(len(joints))  # rad, where goal positions send the motors
+        self._play = [0.0] * len(joints)  # rad, half the dead band between command and motion
         self._ramp = np.full(len(joints), np.inf)  # rad per step, from the profile velocity
         self._driven = [False] * len(joints)
         self._ramp_from = np.zeros(len(joints))  # rad, the setpoint when the present goal came
         self._ramp_start = np.zeros(len(joints), np.int64)  # the step at which it came
         self._delay = self._steps_at(config.command_delay)
         self._due: deque[tuple[int, int, float]] = deque()  # step, row, rad: goals on their way
-        self._frame_delay = self._steps_at(config.frame_delay)
+        self._capture_steps = self._steps_at(CAPTURE_PERIOD)
         self._history: deque[tuple[int, Floats]] = deque()  # step and positions, oldest = what is seen now
         self._endurance_steps = self._steps_at(ENDURANCE_PERIOD) if config.thermal else _NEVER
         self._endurance_due = self._endurance_steps  # the step at which servos are next warmed
@@ -536,10 +640,17 @@ class SimPlant:
         if delay:
             self._due.append((self._step + delay, row, angle))
             return
-        self._target[row] = angle + self._slipped[row]
-        self._start_ramp(row)
+        self._send(row, angle)
         if self._due:
             self._due = deque(item for item in self._due if item[1] != row)
+
+    def _send(self, row: int, angle: float) -> None:
+        """The motor sets out for an angle (rad); where there is play, it stops at the near edge of it."""
+        wanted = angle + self._slipped[row]
+        if play := self._play[row]:
+            wanted = min(max(self._target[row], wanted - play), wanted + play)
+        self._target[row] = wanted
+        self._start_ramp(row)
 
     def _start_ramp(self, row: int) -> None:
         self._ramp_from[row] = self._data.ctrl[row]
@@ -765,8 +876,7 @@ class SimPlant:
             self._endure()
         while self._due and self._due[0][0] <= self._step:
             _, row, angle = self._due.popleft()
-            self._target[row] = angle + self._slipped[row]
-            self._start_ramp(row)
+            self._send(row, angle)
 
     def _next_event(self) -> int:
         """The step at which `_settle` has work again."""
@@ -782,7 +892,7 @@ class SimPlant:
     def _run(self, end: int) -> None:
         """Steps to `end`: one by one while setpoints ramp or a delayed camera watches, then all at once."""
         ramped = np.ceil(np.abs(self._target - self._ramp_from) / self._ramp)
-        singly = end if self._frame_delay else min(end, int((self._ramp_start + ramped).max()))
+        singly = end if self._filmed else min(end, int((self._ramp_start + ramped).max()))
         before = self._valve_angle() if self._slipping else 0.0
         if singly > self._step:
             for setpoint in self._setpoints(singly):
@@ -815,9 +925,24 @@ class SimPlant:
         return np.where(arrived, self._target, self._ramp_from + np.clip(missing, -reach, reach))
 
     def _remember(self) -> None:
-        """Keeps the positions that a delayed camera still has to show."""
-        if not self._frame_delay:
+        """Keeps the positions that a camera, which is late or drops frames, still has to show."""
+        if not self._filmed:
             return
-        self._history.append((self._step, self._data.qpos.copy()))
+        if not self._drops or (self._step % self._capture_steps == 0 and self._frame_arrives()):
+            self._history.append((self._step, self._data.qpos.copy()))
         while len(self._history) > 1 and self._history[1][0] <= self._step - self._frame_delay:
             self._history.popleft()
+
+    @property
+    def _filmed(self) -> bool:
+        """Whether the camera shows something else than the present."""
+        return bool(self._frame_delay or self._drops)
+
+    def _frame_arrives(self) -> bool:
+        return bool(self._dropping.random() >= self._drops)
+
+    def _forget(self) -> None:
+        """What the camera shows begins with the present."""
+        self._history.clear()
+        if self._filmed:
+            self._history.append((self._step, self._data.qpos.copy()))

@@ -31,6 +31,7 @@ VALVE_JOINT = "valve_OBJRx"
 JOINTS = ("FFJ10", "FFJ11", "FFJ12", "MFJ20", "MFJ21", "MFJ22", "THJ30", "THJ31", "THJ32")
 COLLISION_GROUP = 4
 TESTED_MUJOCO = ((3, 17), (4, 0))  # major and minor version: from, below
+FLOOR_TEXTURE = "floor"
 _UNDRAWN = ("skybox", "texplane", "tmark", "S_grasp")
 _STL_FACE = np.dtype([("normal", "<f4", 3), ("vertices", "<f4", (3, 3)), ("attribute", "<u2")])
 _LEADING_COMMENT = re.compile(r"\A\s*(<!--.*?-->\s*)+", re.DOTALL)
@@ -113,11 +114,12 @@ def original_model() -> mujoco.MjModel:
     return _compile(_read(path), path.parent, cell=None)
 
 
-def dclaw_model(config: WorldConfig) -> mujoco.MjModel:
+def dclaw_model(config: WorldConfig, *, floor_texture: bool = False) -> mujoco.MjModel:
     """The D'Claw over its valve, ready to simulate and draw; same dynamics as `original_model` by default.
 
     Nine finger actuators in the order of `JOINTS`, then the valve's servo; position control, unclamped
-    (limits belong to the servo's firmware). The valve turns without end.
+    (limits belong to the servo's firmware). The valve turns without end. `floor_texture` gives the floor a
+    white texture, FLOOR_TEXTURE, to be drawn upon.
     """
     check_mujoco()
     path = find_robel() / SCENE
@@ -125,9 +127,13 @@ def dclaw_model(config: WorldConfig) -> mujoco.MjModel:
     _drop_overlay(tree)
     _drop_unseen(tree, config.geoms)
     _add_valve_servo(tree)
+    if floor_texture:
+        _add_floor_texture(tree)
     model = _compile(tree, path.parent, cell=config.mesh_cell)
     _set_physics(model, config)
     _paint(model, config)
+    if floor_texture:
+        model.geom_matid[model.geom("floor").id] = model.material(FLOOR_TEXTURE).id
     return model
 
 
@@ -175,6 +181,15 @@ def _is_visual(node: Element) -> bool:
 def _add_valve_servo(tree: Element) -> None:
     actuators = ElementTree.SubElement(tree, "actuator")
     ElementTree.SubElement(actuators, "position", name=VALVE_JOINT, joint=VALVE_JOINT, kp="1")
+
+
+def _add_floor_texture(tree: Element) -> None:
+    """A white square of 0.5 m that repeats itself: 8 mm per texel, which is what a small picture resolves."""
+    assets = ElementTree.SubElement(tree, "asset")
+    white = {"type": "2d", "builtin": "flat", "rgb1": "1 1 1", "width": "64", "height": "64"}
+    ElementTree.SubElement(assets, "texture", {"name": FLOOR_TEXTURE, **white})
+    repeat = {"texture": FLOOR_TEXTURE, "texrepeat": "2 2", "texuniform": "true"}
+    ElementTree.SubElement(assets, "material", {"name": FLOOR_TEXTURE, **repeat})
 
 
 def _compile(tree: Element, folder: Path, cell: float | None) -> mujoco.MjModel:
@@ -270,11 +285,19 @@ class Painter:
         self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = shadows
         self._option = _visible(geoms)
         self._camera = mujoco.MjvCamera()
+        self.aim(pose)
+        self._canvases = Canvases(model)
+
+    def aim(self, pose: CameraPose) -> None:
+        """Puts the camera somewhere else."""
         self._camera.lookat[:] = pose.lookat
         self._camera.distance, self._camera.azimuth = pose.distance, pose.azimuth
         self._camera.elevation = pose.elevation
-        model.vis.global_.fovy = pose.fovy
-        self._canvases = Canvases(model)
+        self._model.vis.global_.fovy = pose.fovy
+
+    def look_again(self) -> None:
+        """Draws from now on with textures as they are in the model now; all else is always looked at."""
+        self._canvases.upload_textures()
 
     def draw(self, qpos: Floats, width: int, height: int) -> Image:
         """The picture (height, width, 3) uint8 RGB of joint positions (nq,)."""

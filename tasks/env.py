@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ class _Episode:
     snapshot: Snapshot
     last_action: Action
     observation: Observation
+    drawn: Mapping[str, float]  # what is different about the rig in this episode
     step: int = 0
     over: bool = False
 
@@ -104,7 +105,8 @@ class RobotEnv(gymnasium.Env[dict[str, Any], Action]):
                 self.patience.await_fixed(fault)
         self.patience.relieved()
         snapshot, observation = self._episode.snapshot, self._episode.observation
-        return observation, {"parameters": self.task.parameters, **self._facts(snapshot)}
+        parameters = {**self.task.parameters, **self._episode.drawn}
+        return observation, {"parameters": parameters, **self._facts(snapshot)}
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, Info]:
         """Applies action (A,) in [-1, 1] for one period.
@@ -117,7 +119,7 @@ class RobotEnv(gymnasium.Env[dict[str, Any], Action]):
         try:
             applied, overrun = self._act(action, episode)
             snapshot = self._read(episode.step + 1)
-            observation = self.task.observe(snapshot, action)
+            observation = self.task.observe(self.rig.perceived(snapshot), action)
         except Fault as fault:
             return self._broken_off(episode, fault)
         episode.snapshot, episode.last_action, episode.observation = snapshot, action, observation
@@ -151,11 +153,14 @@ class RobotEnv(gymnasium.Env[dict[str, Any], Action]):
     def _begun(self) -> _Episode:
         """One attempt to get to the start; every attempt draws the same episode."""
         rng, rest = deepcopy(self.np_random), np.zeros(self.task.action_size, np.float32)
+        drawn = self.rig.randomise(_beside(rng))
         self.task.reset(self.rig, rng)
         snapshot = self._read(step=0)
-        observation = self.task.observe(snapshot, rest)
+        observation = self.task.observe(self.rig.perceived(snapshot), rest)
+        if drawn:
+            rng.random()  # the next draw is another one even where the task itself drew nothing
         self._np_random = rng
-        return _Episode(snapshot, rest, observation)
+        return _Episode(snapshot, rest, observation, drawn)
 
     def _running(self) -> _Episode:
         if self._episode is None or self._episode.over:
@@ -220,6 +225,14 @@ class RobotEnv(gymnasium.Env[dict[str, Any], Action]):
         info: Info = {"fault": fault.name, "fault_message": str(fault)}
         copies = {key: value.copy() for key, value in episode.observation.items()}
         return copies, 0.0, False, True, info
+
+
+def _beside(rng: np.random.Generator) -> np.random.Generator:
+    """A generator that follows from another one's state and leaves that as it is.
+
+    A seed then gives the same goals and starts on rigs that are randomised and on those that are not.
+    """
+    return np.random.default_rng(deepcopy(rng).integers(2**32, size=4))
 
 
 def telemetry(snapshot: Snapshot) -> Info:

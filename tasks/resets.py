@@ -31,7 +31,8 @@ class MotionConfig(Config):
     speed: float = Field(2.0, gt=0)  # rad/s of the fastest joint, inside the safety filter's 2 pi / 3
     tolerance: float = Field(math.radians(5), gt=0)  # rad; ROBEL's GOOD_ERROR_TOL
     still: float = Field(0.1, gt=0)  # rad/s, 4 units of the velocity register
-    # A motion counts as blocked when, after its last waypoint, all joints together come no nearer.
+    # A motion counts as blocked when, after its last waypoint, all joints together come no nearer. Where they
+    # are within tolerance, they may swing until the timeout.
     progress: float = Field(0.05, gt=0)  # rad
     stall: float = Field(0.5, gt=0)  # s
     timeout: float = Field(4.0, gt=0)  # s
@@ -95,8 +96,8 @@ def _settle(rig: Rig, pose: Floats, motion: MotionConfig, ticker: Ticker) -> Rob
         if _arrived(state.joints, pose, motion):
             return state
         away = float(np.abs(state.joints.position - pose).sum())
-        if away < nearest - motion.progress:
-            nearest, since = away, state.time
+        if away < nearest - motion.progress or _near(state.joints, pose, motion):
+            nearest, since = min(away, nearest), state.time  # who swings about the goal is not blocked
         if state.time > min(since + motion.stall, began + motion.timeout):
             raise MotionFault(_blocked(state.joints, pose, motion))
         rig.robot.command(pose, motion.reach)
@@ -104,8 +105,11 @@ def _settle(rig: Rig, pose: Floats, motion: MotionConfig, ticker: Ticker) -> Rob
 
 
 def _arrived(joints: JointState, pose: Floats, motion: MotionConfig) -> bool:
-    there = np.abs(joints.position - pose).max() <= motion.tolerance
-    return bool(there and np.abs(joints.velocity).max() <= motion.still)
+    return _near(joints, pose, motion) and bool(np.abs(joints.velocity).max() <= motion.still)
+
+
+def _near(joints: JointState, pose: Floats, motion: MotionConfig) -> bool:
+    return bool(np.abs(joints.position - pose).max() <= motion.tolerance)
 
 
 def _blocked(joints: JointState, pose: Floats, motion: MotionConfig) -> str:

@@ -7,7 +7,7 @@ import pytest
 from robot import registers as reg
 from robot.dynamixel import DynamixelRobot
 from robot.rig import Rig, RigConfig, build
-from robot.sim import SimPlant
+from robot.sim import SimConfig, SimPlant
 from robot.types import MotionFault
 from tasks.resets import ResetConfig, fingers, joint_name, move_to, reset_pose, reset_valve, waypoints
 from tasks.rewards import wrap_angle
@@ -54,6 +54,15 @@ def test_motion_arrives_and_stands_still(rig: Rig) -> None:
     state = move_to(rig, pose, RESET.motion)
     assert np.abs(state.joints.position - pose).max() <= math.radians(5)
     assert np.abs(state.joints.velocity).max() <= RESET.motion.still
+
+
+def test_fingers_that_swing_about_the_goal_are_waited_for_and_not_called_blocked() -> None:
+    """The lightest dampings of ROBEL's randomisation ring for longer than a blocked finger is given."""
+    ringing = SimConfig(servo_stiffness=3.0, joint_damping=0.005, friction_loss=0.001)
+    with build(RigConfig(sim=ringing), cameras=False) as rig:
+        for pose in (fingers((0.3, -0.5, 0.5), 9), HOME):
+            state = move_to(rig, pose, RESET.motion)
+            assert np.abs(state.joints.velocity).max() <= RESET.motion.still
 
 
 def test_valve_turns_freely_beneath_the_clear_pose(rig: Rig) -> None:
