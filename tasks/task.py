@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -103,6 +104,40 @@ class Task(ABC):
     def spaces(self, *, images: bool) -> dict[str, gymnasium.Space[Any]]:
         """The spaces of what `observe` returns, with or without the camera image."""
         return spaces(self.state_size, self.image_size if images else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """The same moment of N imagined courses of events."""
+
+    ahead: float  # s from now; goals that move have moved on by then
+    joints: Floats  # (N, J) rad
+    joint_velocities: Floats  # (N, J) rad/s
+    objects: Floats  # (N,) rad, over all turns
+    object_velocities: Floats  # (N,) rad/s
+
+
+class ForeseeableTask(Task):
+    """A task that can be planned: it says of many imagined moments at once what they are worth."""
+
+    @abstractmethod
+    def targets(self, actions: Floats, positions: Floats) -> Floats:
+        """(N, J) rad: `target` for actions (N, A) of robots that stand at positions (N, J) rad."""
+
+    @abstractmethod
+    def rewards(self, moments: Moments) -> Floats:
+        """(N,): what `reward` would sum up to."""
+
+    @abstractmethod
+    def guidance(self, moments: Moments) -> Floats:
+        """(N,): what a planner of short sight is paid besides, so that the far end comes out well."""
+
+    @abstractmethod
+    def keeping(self, now: Moments, setpoint: Floats) -> Action | None:
+        """(A,): what keeps joints at their setpoint (J,) rad where nothing is left to gain, else None.
+
+        now: one moment, the present.
+        """
 
 
 def spaces(state_size: int, image_size: tuple[int, int] | None) -> dict[str, gymnasium.Space[Any]]:

@@ -14,8 +14,8 @@ from pydantic import Field, model_validator
 
 from robot.types import Applied, CameraFault, Config, Floats, Image, JointState, Snapshot, ValveGeometry
 from tasks.resets import ResetConfig, fingers, reset_valve
-from tasks.rewards import distance, robel_turn, wrap_angle
-from tasks.task import Action, Observation, Task, TaskConfig
+from tasks.rewards import distance, distances, robel_turn, robel_turns, wrap_angle, wrap_angles
+from tasks.task import Action, ForeseeableTask, Moments, Observation, TaskConfig
 
 if TYPE_CHECKING:
     from robot.rig import Rig
@@ -24,6 +24,11 @@ FINGERS = 3
 WIDE_SUCCESS = math.radians(20)  # the radius of Zhu et al. 2018, reported beside our own
 GREEN = (30, 200, 60)  # neither the floor's grey nor the valve's blue and red is near it
 DOT_RADIUS = 2.5 / 64  # of the image's height: 2.5 px of 64
+# For planning: where the valve has arrived, and how its speed counts near the goal, where it is to stay.
+ARRIVED, ARRIVED_SPEED = 0.03, 0.05  # rad, rad/s
+BRAKING, BRAKING_RADIUS = 0.1, 0.3  # reward per rad/s at the goal; rad within which it fades in
+# Reward per rad to the goal beside ROBEL's 5, which alone is less than what a second of pushing costs there.
+HASTE = 20.0
 
 
 class FixedAngle(Config):
@@ -129,7 +134,7 @@ def project(projection: Floats, point: Floats) -> tuple[float, float]:
     return float(u / w), float(v / w)
 
 
-class Valve(Task):
+class Valve(ForeseeableTask):
     """Turn the valve until its pointer meets the goal, and keep it there."""
 
     def __init__(self, config: ValveConfig) -> None:
@@ -182,6 +187,10 @@ class Valve(Task):
         """(J,) rad about zero, as ROBEL maps them; the velocity limit is the robot's safety filter."""
         return np.asarray(action, np.float64) * self._range
 
+    def targets(self, actions: Floats, positions: Floats) -> Floats:
+        """(N, J) rad about zero, wherever the joints are."""
+        return actions * self._range
+
     def observe(self, snapshot: Snapshot, last_action: Action) -> Observation:
         """'state' (32,) float32; 'image' with the goal dot, given a frame; 'goal' (2,) for cue 'vector'."""
         observation: Observation = {"state": self._state(snapshot, last_action)}
@@ -228,6 +237,30 @@ class Valve(Task):
         joints = snapshot.joints
         return robel_turn(self.error(snapshot), joints.position, joints.velocity, self._home)
 
+    def rewards(self, moments: Moments) -> Floats:
+        """The sums of the configured reward's terms."""
+        errors = self._errors(moments)
+        if self.config.reward == "distance":
+            return distances(errors)
+        return robel_turns(errors, moments.joints, moments.joint_velocities, self._home)
+
+    def guidance(self, moments: Moments) -> Floats:
+        """The valve is to slow down near its goal: what is fast there will be past it."""
+        errors = self._errors(moments)
+        nearness = np.exp(-np.square(errors / BRAKING_RADIUS))
+        braking = -BRAKING * nearness * np.abs(moments.object_velocities)
+        return braking if self.config.reward == "distance" else braking - HASTE * np.abs(errors)
+
+    def keeping(self, now: Moments, setpoint: Floats) -> Action | None:
+        """Where the valve stands at its goal, the fingers stay; ROBEL's reward would have them go home."""
+        error, speed = abs(float(self._errors(now)[0])), abs(float(now.object_velocities[0]))
+        if self.config.reward != "distance" or error > ARRIVED or speed > ARRIVED_SPEED:
+            return None
+        return self._asking_for(setpoint)
+
+    def _errors(self, moments: Moments) -> Floats:
+        return wrap_angles(moments.objects - self.goal)
+
     def success(self, snapshot: Snapshot) -> bool:
         """True within the configured angle of the goal."""
         return abs(self.error(snapshot)) < self.config.success
@@ -245,8 +278,12 @@ class Valve(Task):
     @property
     def hold(self) -> Action:
         """The fingers at home."""
-        at_home = np.divide(self._home, self._range, out=np.zeros_like(self._home), where=self._range != 0)
-        return at_home.clip(-1, 1).astype(np.float32)
+        return self._asking_for(self._home)
+
+    def _asking_for(self, pose: Floats) -> Action:
+        """The action (A,) whose target is nearest to a pose (J,) rad."""
+        action = np.divide(pose, self._range, out=np.zeros_like(pose), where=self._range != 0)
+        return action.clip(-1, 1).astype(np.float32)
 
     def measures(self, snapshot: Snapshot) -> dict[str, float]:
         """Distance to the goal and the valve's angle in rad, and success at 20 degrees."""
