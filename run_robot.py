@@ -21,6 +21,8 @@ from configs.command_line import parse
 from configs.ending import MissingPart, exit_code, plainly, stoppable, told
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from agent.actor import Actor
     from agent.display import Display
     from agent.episodes import Episode
@@ -98,6 +100,20 @@ def check_envs(config: RunConfig) -> None:
 
     if config.train.envs > 1 and config.hw.kind != "sim":
         raise ConfigError([f"train.envs: there is one {config.hw.kind} robot; several are for --hw sim"])
+
+
+def check_expert(config: RunConfig) -> None:
+    """Refuses --policy expert where nobody knows what is true, or what the task is. Raises ConfigError."""
+    from configs.document import ConfigError
+    from tasks import TASKS
+    from tasks.task import ForeseeableTask
+
+    if not issubclass(TASKS.get(config.task.kind, object), ForeseeableTask):
+        raise ConfigError([f"--policy expert: tasks of kind {config.task.kind} have no expert"])
+    if config.hw.kind != "sim":
+        raise ConfigError(["--policy expert: the expert knows the true state of the simulation: --hw sim"])
+    if config.train.envs > 1:
+        raise ConfigError(["--policy expert: it looks into one simulation on all cores; leave out --envs"])
 
 
 def check_learner(config: RunConfig) -> None:
@@ -466,11 +482,13 @@ def make_training(
 
 
 def command_collect(args: argparse.Namespace) -> int:
-    """Logs episodes of a fixed policy: first data, demonstrations of what chance does."""
+    """Logs episodes of a fixed policy: first data, an expert's demonstrations, what chance does."""
     from agent.rollouts import Collection
 
     config, wanted = compose(args), args.episodes or 10
     check_envs(config)
+    if args.policy == "expert":
+        check_expert(config)
     if args.print_config:
         return print_config(config)
     with opened(args, config, images=True) as (run, scene), ExitStack() as stack:
@@ -483,7 +501,8 @@ def command_collect(args: argparse.Namespace) -> int:
 
 
 def fixed_policy(kind: str, config: RunConfig, scene: Stage, done: int) -> Policy:
-    """Uniformly random actions, other ones in each session; or the pose in which resets end, held.
+    """Uniformly random actions, other ones in each session; the task's expert; or the pose in which resets
+    end, held.
 
     A body of dm_control, which has no such pose, gets no command.
     """
@@ -492,12 +511,30 @@ def fixed_policy(kind: str, config: RunConfig, scene: Stage, done: int) -> Polic
     from agent.policy import ConstantPolicy, RandomPolicy
     from tasks import make_task
 
+    rng = np.random.default_rng([config.train.seed, done])
     if kind == "random":
-        rng = np.random.default_rng([config.train.seed, done])
         return RandomPolicy(scene.action_size, rng)
+    if kind == "expert":
+        return expert_policy(scene, rng)
     if config.task.kind == "dm_control":
         return ConstantPolicy(np.zeros(scene.action_size, np.float32))
     return ConstantPolicy(make_task(config.task).hold)
+
+
+def expert_policy(scene: Stage, rng: np.random.Generator) -> Policy:
+    """What does the stage's task as well as we know how; `check_expert` says where there is one."""
+    from agent.predictive import PredictiveConfig, PredictivePolicy
+    from robot.rig import Rig
+    from tasks import RobotEnv
+    from tasks.oracle import Oracle
+    from tasks.task import ForeseeableTask
+
+    assert isinstance(scene.env, RobotEnv)
+    assert isinstance(scene.world, Rig)
+    task = scene.env.task
+    assert isinstance(task, ForeseeableTask)
+    oracle = Oracle(scene.world, task)
+    return PredictivePolicy(PredictiveConfig(), task.hold, oracle.returns, rng, oracle.keeping)
 
 
 def command_evaluate(args: argparse.Namespace) -> int:
