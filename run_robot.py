@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from robot.rig import Rig, RigConfig
     from robot.types import Image
     from tasks.env import RobotEnv
+    from tasks.oracle import OracleConfig
     from tasks.suite import SuiteConfig, SuiteEnv, SuiteWorld
 
 ROOT = Path(__file__).parent
@@ -171,6 +172,14 @@ def labels(config: RunConfig) -> dict[str, str]:
     if config.task.kind == "dm_control":
         return {"success": "full reward at the end"}
     return make_task(config.task).labels
+
+
+def anchors(config: RunConfig) -> dict[str, float] | None:
+    """The mean returns of chance and expert with these settings of the task, where they were measured."""
+    from tasks.anchors import find_anchors, read_anchors
+
+    found = find_anchors(config.task, read_anchors())
+    return None if found is None else {"random": found.random.mean, "expert": found.expert.mean}
 
 
 # --- The rig
@@ -368,6 +377,7 @@ def make_actor(config: RunConfig, scene: Stage, args: argparse.Namespace) -> Act
         "period": config.task.period,
         "config": dump(config),
         "rig": scene.world.describe(),
+        "anchors": anchors(config),
         "wall_offset": time.time() - scene.world.clock.now(),
         **provenance(ROOT),
     }
@@ -501,8 +511,7 @@ def command_collect(args: argparse.Namespace) -> int:
 
 
 def fixed_policy(kind: str, config: RunConfig, scene: Stage, done: int) -> Policy:
-    """Uniformly random actions, other ones in each session; the task's expert; or the pose in which resets
-    end, held.
+    """Uniformly random actions, other ones in each session; the pose in which resets end; or an expert.
 
     A body of dm_control, which has no such pose, gets no command.
     """
@@ -521,7 +530,7 @@ def fixed_policy(kind: str, config: RunConfig, scene: Stage, done: int) -> Polic
     return ConstantPolicy(make_task(config.task).hold)
 
 
-def expert_policy(scene: Stage, rng: np.random.Generator) -> Policy:
+def expert_policy(scene: Stage, rng: np.random.Generator, oracle: OracleConfig | None = None) -> Policy:
     """What does the stage's task as well as we know how; `check_expert` says where there is one."""
     from agent.predictive import PredictiveConfig, PredictivePolicy
     from robot.rig import Rig
@@ -533,8 +542,8 @@ def expert_policy(scene: Stage, rng: np.random.Generator) -> Policy:
     assert isinstance(scene.world, Rig)
     task = scene.env.task
     assert isinstance(task, ForeseeableTask)
-    oracle = Oracle(scene.world, task)
-    return PredictivePolicy(PredictiveConfig(), task.hold, oracle.returns, rng, oracle.keeping)
+    model = Oracle(scene.world, task, oracle)
+    return PredictivePolicy(PredictiveConfig(), task.hold, model.returns, rng, model.keeping)
 
 
 def command_evaluate(args: argparse.Namespace) -> int:
