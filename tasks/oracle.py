@@ -29,7 +29,7 @@ class OracleConfig(Config):
     """How exactly the future is computed, and on how many cores."""
 
     # s, rounded to divide the control period. Twice the plant's own 2.5 ms: half the cost, and plans that are
-    # made anew in every step bear the difference (12 of 12 valves turned with 2.5, 5 and 10 ms).
+    # made anew in every step bear the difference (valve_random: 12 of 12 with 5 and with 10 ms).
     timestep: float = Field(0.005, gt=0, le=0.01)
     threads: int = Field(2, ge=1)
 
@@ -39,7 +39,8 @@ class Oracle:
 
     It does what the driver would: the task's targets, box and speed of the safety filter about the encoders'
     positions, goals in whole ticks, held for a period. Not foreseen are a command's delay, the ramp of a
-    profile velocity, and that the filter keeps two fingers apart: the next plan starts from what came of it.
+    profile velocity, and that the filter keeps two fingers apart (in about 3 of 50 steps): the next plan
+    starts from what came of it.
     """
 
     def __init__(self, rig: Rig, task: ForeseeableTask, config: OracleConfig | None = None) -> None:
