@@ -21,6 +21,8 @@ from configs.command_line import parse
 from configs.ending import MissingPart, exit_code, plainly, stoppable, told
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from agent.actor import Actor
     from agent.display import Display
     from agent.episodes import Episode
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from robot.rig import Rig, RigConfig
     from robot.types import Image
     from tasks.env import RobotEnv
+    from tasks.oracle import OracleConfig
     from tasks.suite import SuiteConfig, SuiteEnv, SuiteWorld
     from tasks.task import RobotTaskConfig
 
@@ -101,6 +104,23 @@ def check_envs(config: RunConfig) -> None:
         raise ConfigError([f"train.envs: there is one {config.hw.kind} robot; several are for --hw sim"])
 
 
+def check_expert(config: RunConfig) -> None:
+    """Refuses --policy expert where there is none, or none that can see. Raises ConfigError."""
+    from configs.document import ConfigError
+    from tasks import all_tasks
+    from tasks.task import DemonstratedTask, ForeseeableTask
+
+    task = all_tasks().get(config.task.kind, object)
+    if not issubclass(task, DemonstratedTask | ForeseeableTask):
+        raise ConfigError([f"--policy expert: tasks of kind {config.task.kind} have no expert"])
+    if issubclass(task, DemonstratedTask):
+        return
+    if config.hw.kind != "sim":
+        raise ConfigError(["--policy expert: the expert knows the true state of the simulation: --hw sim"])
+    if config.train.envs > 1:
+        raise ConfigError(["--policy expert: it looks into one simulation on all cores; leave out --envs"])
+
+
 def check_learner(config: RunConfig) -> None:
     """Refuses --sync where it does harm, prior data and a device that are not there.
 
@@ -157,6 +177,14 @@ def labels(config: RunConfig) -> dict[str, str]:
     if isinstance(config.task, SuiteConfig):
         return {"success": "full reward at the end"}
     return make_task(config.task).labels
+
+
+def anchors(config: RunConfig) -> dict[str, float] | None:
+    """The mean returns of chance and expert with these settings of the task, where they were measured."""
+    from tasks.anchors import find_anchors, read_anchors
+
+    found = find_anchors(config.task, read_anchors())
+    return None if found is None else {"random": found.random.mean, "expert": found.expert.mean}
 
 
 # --- The rig
@@ -355,6 +383,7 @@ def make_actor(config: RunConfig, scene: Stage, args: argparse.Namespace) -> Act
         "period": config.task.period,
         "config": dump(config),
         "rig": scene.world.describe(),
+        "anchors": anchors(config),
         "wall_offset": time.time() - scene.world.clock.now(),
         **provenance(ROOT),
     }
@@ -469,11 +498,13 @@ def make_training(
 
 
 def command_collect(args: argparse.Namespace) -> int:
-    """Logs episodes of a fixed policy: first data, demonstrations of what chance does."""
+    """Logs episodes of a fixed policy: first data, an expert's demonstrations, what chance does."""
     from agent.rollouts import Collection
 
     config, wanted = compose(args), args.episodes or 10
     check_envs(config)
+    if args.policy == "expert":
+        check_expert(config)
     if args.print_config:
         return print_config(config)
     with opened(args, config, images=True) as (run, scene), ExitStack() as stack:
@@ -486,7 +517,7 @@ def command_collect(args: argparse.Namespace) -> int:
 
 
 def fixed_policy(kind: str, config: RunConfig, scene: Stage, done: int) -> Policy:
-    """Uniformly random actions, other ones in each session; or the pose in which resets end, held.
+    """Uniformly random actions, other ones in each session; the pose in which resets end; or an expert.
 
     A body of dm_control, which has no such pose, gets no command.
     """
@@ -496,12 +527,33 @@ def fixed_policy(kind: str, config: RunConfig, scene: Stage, done: int) -> Polic
     from tasks import make_task
     from tasks.suite import SuiteConfig
 
+    rng = np.random.default_rng([config.train.seed, done])
     if kind == "random":
-        rng = np.random.default_rng([config.train.seed, done])
         return RandomPolicy(scene.action_size, rng)
+    if kind == "expert":
+        return expert_policy(scene, rng)
     if isinstance(config.task, SuiteConfig):
         return ConstantPolicy(np.zeros(scene.action_size, np.float32))
     return ConstantPolicy(make_task(config.task).hold)
+
+
+def expert_policy(scene: Stage, rng: np.random.Generator, oracle: OracleConfig | None = None) -> Policy:
+    """What does the stage's task as well as we know how; `check_expert` says where there is one."""
+    from agent.policy import ScriptedPolicy
+    from agent.predictive import PredictiveConfig, PredictivePolicy
+    from robot.rig import Rig
+    from tasks import RobotEnv
+    from tasks.oracle import Oracle
+    from tasks.task import DemonstratedTask, ForeseeableTask
+
+    assert isinstance(scene.env, RobotEnv)
+    assert isinstance(scene.world, Rig)
+    task = scene.env.task
+    if isinstance(task, DemonstratedTask):
+        return ScriptedPolicy(task.expert)
+    assert isinstance(task, ForeseeableTask)
+    model = Oracle(scene.world, task, oracle)
+    return PredictivePolicy(PredictiveConfig(), task.hold, model.returns, rng, model.keeping)
 
 
 def command_evaluate(args: argparse.Namespace) -> int:

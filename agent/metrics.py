@@ -24,6 +24,7 @@ from agent.files import disk_errors, drop_torn_line, read_rows, to_json, write_a
 if TYPE_CHECKING:
     from tensorboard.summary.writer.event_file_writer import EventFileWriter  # type: ignore[import-untyped]
 
+NORMALISED = "score (0 random, 1 expert, both in simulation)"
 Z95 = 1.96  # standard deviations to either side that hold 95 % of a normal distribution
 
 
@@ -171,35 +172,48 @@ def summarize(
     counters: Mapping[str, float] | None = None,
     log: Path | None = None,
     next_commands: Sequence[str] = (),
+    anchors: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """What a run comes to, for summary.json and `render_summary`.
 
     Success and every measure called success_* become rates with their Wilson interval, the return and the
     other measures mean and sd. `labels` gives them names for people; `counters` are further numbers of the
-    run, such as bus errors. Rates count every episode that was brought to its end; faulted ones are named.
+    run, such as bus errors. `anchors` are the mean returns of "random" and "expert": with them the summary
+    holds the score that is 0 for the one and 1 for the other. Rates count every episode that was brought to
+    its end; faulted ones are named.
     """
     return {
-        "evaluation": _scores(evaluation, labels or {}) if evaluation else None,
-        "training": _scores(training, labels or {}) if training else None,
+        "evaluation": _scores(evaluation, labels or {}, anchors) if evaluation else None,
+        "training": _scores(training, labels or {}, anchors) if training else None,
         "rig": _effort([*training, *evaluation]) | dict(counters or {}),
         "log": None if log is None else str(log),
         "next": list(next_commands),
     }
 
 
-def _scores(episodes: Sequence[EpisodeSummary], labels: Mapping[str, str]) -> dict[str, Any]:
+def _scores(
+    episodes: Sequence[EpisodeSummary], labels: Mapping[str, str], anchors: Mapping[str, float] | None
+) -> dict[str, Any]:
     whole = [episode for episode in episodes if episode.fault is None]
     names = sorted({name for episode in whole for name in episode.measures})
     columns = {name: [e.measures[name] for e in whole if name in e.measures] for name in names}
     rates = {"success": [float(episode.success) for episode in whole]}
     rates |= {name: columns[name] for name in names if name.startswith("success_")}
     numbers = {"return": [episode.return_ for episode in whole]}
+    if anchors is not None:
+        numbers["normalised"] = [normalised(episode.return_, anchors) for episode in whole]
+        labels = {"normalised": NORMALISED, **labels}
     numbers |= {name: columns[name] for name in names if not name.startswith("success_")}
     return {
         "episodes": len(whole),
         "rates": {name: _rate(values, labels.get(name, name)) for name, values in rates.items()},
         "numbers": {name: _spread(values, labels.get(name, name)) for name, values in numbers.items()},
     }
+
+
+def normalised(return_: float, anchors: Mapping[str, float]) -> float:
+    """A return on the scale where the mean of "random" is 0 and that of "expert" 1."""
+    return (return_ - anchors["random"]) / (anchors["expert"] - anchors["random"])
 
 
 def _rate(values: Sequence[float], label: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -64,6 +64,24 @@ class ConstantPolicy:
     def act(self, carry: None, observation: Observation, *, explore: bool) -> tuple[None, Action]:
         """A copy of the constant."""
         return None, self._action.copy()
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Has none."""
+
+
+class ScriptedPolicy:
+    """What a function of the state says: an expert, for demonstrations."""
+
+    def __init__(self, act: Callable[[NDArray[np.float64]], Action]) -> None:
+        """act: state (N,) -> action (A,)."""
+        self._act = act
+
+    def initial(self) -> None:
+        """Nothing to remember."""
+
+    def act(self, carry: None, observation: Observation, *, explore: bool) -> tuple[None, Action]:
+        """The function's answer to observation["state"] (N,)."""
+        return None, self._act(observation["state"].astype(np.float64))
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Has none."""

@@ -68,7 +68,7 @@ def evaluate(
             display.evaluation(number + 1, wanted)
     finally:
         actor.rest()
-        summary = summarize([], done, labels=labels, log=folder)
+        summary = summarize([], done, labels=labels, log=folder, anchors=actor.header.get("anchors"))
         if done:
             write_summary(folder / "summary.json", summary)
             render_summary(summary, display.console)

@@ -420,7 +420,13 @@ def conclude(
     commands += [f"python run_robot.py replay {run.path / moved[-1]} --hw sim"] if moved else []
     commands += [f"tensorboard --logdir {run.path}"]
     summary = summarize(
-        training, evaluation, labels=labels, counters=counters, log=run.path, next_commands=commands
+        training,
+        evaluation,
+        labels=labels,
+        counters=counters,
+        log=run.path,
+        next_commands=commands,
+        anchors=header.get("anchors"),
     )
     try:
         write_summary(run.path / "summary.json", summary)

@@ -15,7 +15,7 @@ USAGE = """\
 usage: run_robot.py [COMMAND] [options]                             (no COMMAND means train)
 
   train     learn a task              --task T --hw H [--agent A] [--steps N] [--seed S]
-  collect   log episodes              --task T --hw H [--policy random|hold] [--episodes N]
+  collect   log episodes              --task T --hw H [--policy random|hold|expert] [--episodes N]
   evaluate  measure what was learned  --run DIR [--episodes N] [--hw H]
   replay    move as a logged episode  EPISODE --hw H
             or score it anew          EPISODE --rescore            (nothing moves)
@@ -94,7 +94,7 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {  # flag -> the commands that ta
     "--dry-run": ("train", {"action": "store_true"}),
     "--print-config": ("train collect", {"action": "store_true"}),
     "--episodes": ("collect evaluate", {"type": count}),
-    "--policy": ("collect", {"choices": ("random", "hold"), "default": "random"}),
+    "--policy": ("collect", {"choices": ("random", "hold", "expert"), "default": "random"}),
     "--rescore": ("replay", {"action": "store_true"}),
     "--fix": ("check", {"action": "store_true"}),
     "--set-id": ("motors", {"action": "store_true"}),

@@ -83,10 +83,8 @@ class SafetyFilter:
         claims no positive period.
         """
         requested = self._validated(target, state, dt)
-        step = self._max_velocity * min(dt, self._max_period)
-        boxed = np.minimum(np.maximum(requested, self._lower), self._upper)
-        stand = np.minimum(np.maximum(state.position, self._lower), self._upper)
-        near = np.minimum(np.maximum(boxed, stand - step), stand + step)
+        boxed, stand = self._boxed(requested), self._boxed(state.position)
+        near = self.bounded(requested, state.position, dt)
         sent = self._apart(stand, near)
         reasons = (
             (POSITION_LIMIT, boxed, requested),
@@ -95,6 +93,19 @@ class SafetyFilter:
             (OUTSIDE_BOX, stand, state.position),
         )
         return Applied(sent, requested, tuple(word for word, a, b in reasons if (a != b).any()))
+
+    def bounded(self, target: Floats, position: Floats, dt: float) -> Floats:
+        """(..., J) rad: what box and speed alone leave of wishes, for one robot or many imagined ones.
+
+        target, position: (..., J) rad, finite. Nothing but a call of the filter itself may be sent: here
+        fingers may still meet.
+        """
+        step = self._max_velocity * min(dt, self._max_period)
+        stand = self._boxed(position)
+        return np.minimum(np.maximum(self._boxed(target), stand - step), stand + step)
+
+    def _boxed(self, angles: Floats) -> Floats:
+        return np.minimum(np.maximum(angles, self._lower), self._upper)
 
     def _apart(self, stand: Floats, target: Floats) -> Floats:
         """As much of the way from `stand` to `target` as keeps the fingers apart, each finger for itself."""

@@ -12,6 +12,7 @@ import struct
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
@@ -423,6 +424,11 @@ class SimPlant:
             "valve": self._valve_angle(),
             "contacts": int(data.ncon),
         }
+
+    def twin(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
+        """A copy of the physics as it is now, to try things out on: the plant does not notice."""
+        with self._lock:
+            return copy(self._model), copy(self._data)
 
     def teleport(self, joints: Sequence[float] | Floats, valve: float) -> None:
         """Puts joints (9,) and valve at angles (rad), at rest, goals there; no robot can do this."""

@@ -78,8 +78,12 @@ class Claw(Task):
     @property
     def hold(self) -> Action:
         """The fingers at home."""
-        at_home = np.divide(self._home, self._range, out=np.zeros_like(self._home), where=self._range != 0)
-        return at_home.clip(-1, 1).astype(np.float32)
+        return self.asking_for(self._home)
+
+    def asking_for(self, pose: Floats) -> Action:
+        """The action (A,) whose target is nearest to a pose (J,) rad."""
+        action = np.divide(pose, self._range, out=np.zeros_like(pose), where=self._range != 0)
+        return action.clip(-1, 1).astype(np.float32)
 
     def put_back(self, rig: Rig, joints: Floats, thing: Floats) -> None:
         """Drives the valve to its angle and eases the fingers to theirs."""

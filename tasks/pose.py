@@ -19,7 +19,7 @@ from robot.types import Applied, Floats, Image, MotionFault, Snapshot
 from tasks.claw import Claw, ClawConfig, Colour, Dot, Interval, project
 from tasks.resets import reset_pose
 from tasks.rewards import pose_score, robel_pose
-from tasks.task import Action, Observation
+from tasks.task import Action, DemonstratedTask, Observation
 
 if TYPE_CHECKING:
     from robot.rig import Rig
@@ -64,7 +64,7 @@ class Swing:
         return self.middle + self.amplitude * np.sin(self.frequency * time)
 
 
-class Pose(Claw):
+class Pose(Claw, DemonstratedTask):
     """Bring all joints to a pose and keep them there, or follow one that swings.
 
     Fingers never have to touch each other: starts and goals in which they would come nearer than `clearance`
@@ -191,6 +191,11 @@ class Pose(Claw):
             for point in points:
                 image = Dot.within(project(self._projection, point), self.image_size, colour).draw(image)
         return image
+
+    def expert(self, state: Floats) -> Action:
+        """Asks for the goal itself."""
+        position, error = state[: self.action_size], state[2 * self.action_size : 3 * self.action_size]
+        return self.asking_for(position - error)
 
     def reward(self, snapshot: Snapshot, applied: Applied) -> dict[str, float]:
         """ROBEL's terms."""

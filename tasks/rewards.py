@@ -60,3 +60,21 @@ def robel_pose(error: Floats, velocity: Floats) -> dict[str, float]:
 def pose_score(error: Floats) -> float:
     """ROBEL's points for a pose: 1 at the goal, 0 from a mean error of 45 degrees on; error (J,) rad."""
     return 1 - min(float(np.mean(np.abs(error))) / LOST, 1.0)
+
+
+def wrap_angles(angles: Floats) -> Floats:
+    """`wrap_angle` for many angles at once, of any shape; to rounding, as a plan can bear it."""
+    return np.asarray(np.pi - np.remainder(np.pi - angles, 2 * np.pi))
+
+
+def distances(errors: Floats) -> Floats:
+    """The sums of `distance` for errors (N,) rad."""
+    return -np.abs(errors)
+
+
+def robel_turns(errors: Floats, positions: Floats, velocities: Floats, home: Floats) -> Floats:
+    """The sums of `robel_turn` for N states: errors (N,) rad; positions, velocities (N, J) rad, rad/s."""
+    fast = np.where(np.abs(velocities) >= FAST_JOINT, velocities, 0.0)
+    away = np.abs(errors)
+    penalty = 5.0 * away + np.linalg.norm(positions - home, axis=1) + np.linalg.norm(fast, axis=1)
+    return np.asarray(10.0 * (away < NEAR) + 50.0 * (away < AT_GOAL) - penalty)

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from robot.sawyer import Point, SawyerConfig, SawyerRobot
 from robot.types import Applied, Floats, JointState, Snapshot
-from tasks.task import Action, Observation, RobotTaskConfig, Task
+from tasks.task import Action, DemonstratedTask, Observation, RobotTaskConfig
 
 if TYPE_CHECKING:
     from robot.rig import Rig
@@ -44,7 +44,7 @@ class ArmTaskConfig(RobotTaskConfig):
         return self.arm
 
 
-class ArmTask(Task):
+class ArmTask(DemonstratedTask):
     """A hand that is sent by three coordinates and a grip to do something to one thing."""
 
     action_size = 4
@@ -127,10 +127,6 @@ class ArmTask(Task):
     def reach(self, snapshot: Snapshot) -> float:
         """Squared distance from the tool centre to the handle, m^2, as equations 13 and 14 have it."""
         return float(np.sum((snapshot.joints.position[AXES] - self.handle(snapshot)) ** 2))
-
-    @abstractmethod
-    def expert(self, state: Floats) -> Action:
-        """(4,): what somebody who knows the scene does in a state (N,)."""
 
     def towards(self, tip: Floats, goal: Floats, grip: float) -> Action:
         """The action that brings the tool centre to a point: half the way per step, at most one stride."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium
@@ -147,6 +148,48 @@ class Task(ABC):
                 f"the task expects {(*self.image_size, 3)}; set the camera's size or task.image_size."
             )
         return None if frame is None else frame.image
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """The same moment of N imagined courses of events."""
+
+    step: int  # of the episode; goals that move have moved on by then
+    joints: Floats  # (N, J) rad
+    joint_velocities: Floats  # (N, J) rad/s
+    objects: Floats  # (N,) rad, over all turns
+    object_velocities: Floats  # (N,) rad/s
+
+
+class DemonstratedTask(Task):
+    """A task that somebody knows how to do from what its state says."""
+
+    @abstractmethod
+    def expert(self, state: Floats) -> Action:
+        """(A,): what an expert does in a state (N,)."""
+
+
+class ForeseeableTask(Task):
+    """A task that can be planned: it says of many imagined moments at once what they are worth."""
+
+    @abstractmethod
+    def targets(self, actions: Floats, positions: Floats) -> Floats:
+        """(N, J) rad: `target` for actions (N, A) of robots that stand at positions (N, J) rad."""
+
+    @abstractmethod
+    def rewards(self, moments: Moments) -> Floats:
+        """(N,): what `reward` would sum up to."""
+
+    @abstractmethod
+    def guidance(self, moments: Moments) -> Floats:
+        """(N,): what a planner of short sight is paid besides, so that the far end comes out well."""
+
+    @abstractmethod
+    def keeping(self, now: Moments, setpoint: Floats) -> Action | None:
+        """(A,): what keeps joints at their setpoint (J,) rad where nothing is left to gain, else None.
+
+        now: one moment, the present.
+        """
 
 
 def spaces(state_size: int, image_size: tuple[int, int] | None) -> dict[str, gymnasium.Space[Any]]:

@@ -14,13 +14,18 @@ from pydantic import Field, model_validator
 from robot.types import Applied, Config, Floats, Snapshot, ValveGeometry
 from tasks.claw import Claw, ClawConfig, Dot, Interval, project
 from tasks.resets import reset_valve
-from tasks.rewards import distance, robel_turn, turn_score, wrap_angle
-from tasks.task import Action, Observation
+from tasks.rewards import distance, distances, robel_turn, robel_turns, turn_score, wrap_angle, wrap_angles
+from tasks.task import Action, ForeseeableTask, Moments, Observation
 
 if TYPE_CHECKING:
     from robot.rig import Rig
 
 WIDE_SUCCESS = math.radians(20)  # the radius of Zhu et al. 2018, reported beside our own
+# For planning: where the valve has arrived, and how its speed counts near the goal, where it is to stay.
+ARRIVED, ARRIVED_SPEED = 0.03, 0.05  # rad, rad/s
+BRAKING, BRAKING_RADIUS = 0.1, 0.3  # reward per rad/s at the goal; rad within which it fades in
+# Reward per rad to the goal beside ROBEL's 5, which alone is less than what a second of pushing costs there.
+HASTE = 20.0
 
 
 class FixedAngle(Config):
@@ -88,7 +93,7 @@ class ValveConfig(ClawConfig):
         return self
 
 
-class Valve(Claw):
+class Valve(Claw, ForeseeableTask):
     """Turn the valve until its pointer meets the goal, and keep it there; the goal may move on."""
 
     Config = ValveConfig
@@ -152,6 +157,10 @@ class Valve(Claw):
         """The goal after so many steps, rad, not wrapped; it moves before each step, as ROBEL's does."""
         return self.goal + self.goal_velocity * self.period * step
 
+    def targets(self, actions: Floats, positions: Floats) -> Floats:
+        """(N, J) rad about zero, wherever the joints are."""
+        return actions * self._range
+
     def observe(self, snapshot: Snapshot, last_action: Action) -> Observation:
         """'state' (32,) float32; 'image' with the goal dot, given a frame; 'goal' (2,) for cue 'vector'."""
         observation: Observation = {"state": self._state(snapshot, last_action)}
@@ -189,6 +198,31 @@ class Valve(Claw):
             return distance(self.error(snapshot))
         joints = snapshot.joints
         return robel_turn(self.error(snapshot), joints.position, joints.velocity, self._home)
+
+    def rewards(self, moments: Moments) -> Floats:
+        """The sums of the configured reward's terms."""
+        errors = self._errors(moments)
+        if self.config.reward == "distance":
+            return distances(errors)
+        return robel_turns(errors, moments.joints, moments.joint_velocities, self._home)
+
+    def guidance(self, moments: Moments) -> Floats:
+        """The valve is to slow down near its goal: what is fast there will be past it."""
+        errors = self._errors(moments)
+        nearness = np.exp(-np.square(errors / BRAKING_RADIUS))
+        braking = -BRAKING * nearness * np.abs(moments.object_velocities)
+        return braking if self.config.reward == "distance" else braking - HASTE * np.abs(errors)
+
+    def keeping(self, now: Moments, setpoint: Floats) -> Action | None:
+        """Where the valve stands at its goal, the fingers stay; ROBEL's reward would have them go home."""
+        error, speed = abs(float(self._errors(now)[0])), abs(float(now.object_velocities[0]))
+        settled = error < ARRIVED and speed < ARRIVED_SPEED
+        if self.config.reward != "distance" or self.config.moves or not settled:
+            return None
+        return self.asking_for(setpoint)
+
+    def _errors(self, moments: Moments) -> Floats:
+        return wrap_angles(moments.objects - self.goal_at(moments.step))
 
     def success(self, snapshot: Snapshot) -> bool:
         """True within the configured angle of the goal."""

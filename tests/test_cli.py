@@ -216,6 +216,9 @@ def test_an_empty_settings_file_is_listed_too(tmp_path: Path) -> None:
         ("--task valve_fixed --hw sim --seed ²", ["--seed", "'²'"]),
         ("evaluate --run x --episodes 0", ["--episodes", "'0'"]),
         ("collect --task valve_fixed --hw sim --policy dance", ["--policy", "'dance'", "'random', 'hold'"]),
+        ("collect --task valve_fixed --hw emulated --policy expert", ["knows the true state", "--hw sim"]),
+        ("collect --task valve_fixed --hw sim --policy expert --envs 2", ["--policy expert", "leave out --envs"]),
+        ("collect --task dm_cartpole_swingup --hw sim --policy expert", ["tasks of kind dm_control have no expert"]),
         ("--task valve_fixed --hw sim --resume", ["--resume needs --run"]),
         ("--task valve_rondom --hw sim", ["unknown task 'valve_rondom'", "did you mean 'valve_random'", "valve_three"]),
         ("--task configs/tasks/valve_fixd.yaml --hw sim", ["did you mean 'valve_fixed'"]),
@@ -529,6 +532,17 @@ def test_collecting_goes_on_up_to_the_wished_number(tmp_path: Path, call: Call) 
         assert call(f"{command} --episodes {wanted} {more}") == 0
         assert len(list((tmp_path / "run/episodes").glob("*.mcap"))) == wanted
     assert read_episode(tmp_path / "run/episodes/000001.mcap").images is not None
+
+
+def test_an_expert_writes_demonstrations_as_anyone_writes_episodes(tmp_path: Path, call: Call) -> None:
+    settings = "--set task.horizon=6 --set task.start.low=-1.0 --set task.start.high=-0.9"
+    command = f"collect --task valve_fixed --hw sim {settings} --episodes 1"
+    assert call(f"{command} --run still --policy hold") == 0
+    assert call(f"{command} --run moved --policy expert") == 0
+    still, moved = (read_episode(tmp_path / run / "episodes/000001.mcap") for run in ("still", "moved"))
+    assert moved.images is not None
+    assert moved.images.shape == (7, 64, 64, 3)
+    assert moved.rewards.sum() > still.rewards.sum() + 0.1
 
 
 def test_a_run_says_by_what_it_was_made_even_without_git(

@@ -177,6 +177,20 @@ def test_summary_counts_what_happened() -> None:
     }
 
 
+def test_score_is_0_for_chance_and_1_for_the_expert() -> None:
+    anchors = {"random": -80.0, "expert": -20.0}
+    returns = (-80.0, -20.0, -50.0, -110.0)
+    episodes = [episode(number, return_=return_) for number, return_ in enumerate(returns)]
+    summary = summarize([episodes[0]], episodes, anchors=anchors)
+    score = summary["evaluation"]["numbers"]["normalised"]
+    assert score["mean"] == pytest.approx((0 + 1 + 0.5 - 0.5) / 4)
+    assert summary["training"]["numbers"]["normalised"]["mean"] == 0
+    assert "normalised" not in summarize([], episodes)["evaluation"]["numbers"]
+    console = Console(file=io.StringIO(), width=100)
+    render_summary(summary, console)
+    assert "score (0 random, 1 expert, both in simulation)  0.25 ±" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_summary_of_nothing_is_still_a_summary(tmp_path: Path) -> None:
     summary = summarize([])
     write_summary(tmp_path / "summary.json", summary)

@@ -57,6 +57,18 @@ def test_no_target_is_further_from_the_measurement_than_the_velocity_allows(
 
 
 @given(
+    targets=arrays(np.float64, (4, J), elements=st.floats(-9, 9)),
+    positions=arrays(np.float64, (4, J), elements=st.floats(-3, 3)),
+    dt=PERIOD,
+)
+def test_many_bounded_at_once_are_what_the_filter_makes_of_each(
+    targets: Floats, positions: Floats, dt: float
+) -> None:
+    each = [safe(target, state(at), dt).target for target, at in zip(targets, positions, strict=True)]
+    np.testing.assert_array_equal(safe.bounded(targets, positions, dt), each)
+
+
+@given(
     target=arrays(np.float64, J, elements=FINITE), position=arrays(np.float64, J, elements=FINITE), dt=PERIOD
 )
 def test_a_joint_outside_the_box_is_never_sent_further_out(
