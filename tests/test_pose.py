@@ -101,7 +101,7 @@ def test_fingers_never_have_to_come_near_each_other(config: PoseConfig) -> None:
 def test_valve_begins_beside_the_start_and_no_goal_holds_it_from_two_sides() -> None:
     beside, task, rng = ValveClearance(), Pose(STILL), np.random.default_rng(8)
     angles = np.arange(48) * math.tau / 144
-    for _ in range(60):
+    for _ in range(300):
         goal, start, valve = task.draw(rng)
         assert beside.keeps(np.append(start, valve), 0.01)
         assert any(beside.keeps(np.append(goal.at(0.0), angle), 0.0) for angle in angles)
