@@ -1,17 +1,18 @@
-"""How near the fingers come to each other at a pose, by ROBEL's own collision shapes."""
+"""How near the fingers come to each other, and to the valve, at a pose, by ROBEL's own collision shapes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import combinations
+from itertools import combinations, product
 
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
 from robot.types import Floats
-from robot.world import JOINTS, WorldConfig, dclaw_model
+from robot.world import JOINTS, VALVE_JOINT, WorldConfig, dclaw_model
 
+Shapes = NDArray[np.int64]
 FAR = 0.03  # m; distances beyond are of no interest, and not computed exactly
 
 
@@ -22,9 +23,9 @@ class FingerClearance:
         """Raises FileNotFoundError without ROBEL's model files."""
         self._model = dclaw_model(WorldConfig())
         self._data = mujoco.MjData(self._model)
-        self._qpos = np.array([self._model.joint(name).qposadr[0] for name in JOINTS])
+        self._qpos = np.array([self._model.joint(name).qposadr[0] for name in self._joint_names()])
         fingers = [self._moving_geoms(name) for name in JOINTS[::3]]
-        pairs = [(a, b) for one, other in combinations(fingers, 2) for a in one for b in other]
+        pairs = [(a, b) for one, other in self._parties(fingers) for a in one for b in other]
         self._first, self._second = np.array(pairs).T
         # By their enclosing spheres most pairs are known to be far apart.
         radius = self._model.geom_rbound
@@ -55,6 +56,13 @@ class FingerClearance:
             for a, b in self._near(position, margin)
         )
 
+    def _joint_names(self) -> Sequence[str]:
+        return JOINTS
+
+    def _parties(self, fingers: Sequence[Shapes]) -> Iterator[tuple[Shapes, Shapes]]:
+        """Whose distance to whom counts."""
+        return combinations(fingers, 2)
+
     def _near(self, position: Floats, distance: float) -> Iterator[tuple[int, int]]:
         """The pairs of shapes whose enclosing spheres come so near, the nearest first."""
         self._data.qpos[self._qpos] = position
@@ -65,8 +73,8 @@ class FingerClearance:
         order = near[np.argsort(apart[near])]  # nearest first: the rest is then cut short
         return zip(self._first[order].tolist(), self._second[order].tolist(), strict=True)
 
-    def _moving_geoms(self, joint: str) -> NDArray[np.int64]:
-        """The collision shapes of the finger that starts with `joint`."""
+    def _moving_geoms(self, joint: str) -> Shapes:
+        """The collision shapes of everything that turns with `joint`."""
         model = self._model
         top = model.jnt_bodyid[model.joint(joint).id]
         bodies = {int(top)}
@@ -75,3 +83,13 @@ class FingerClearance:
                 bodies.add(body)
         collides = (model.geom_contype != 0) & np.isin(model.geom_bodyid, list(bodies))
         return np.flatnonzero(collides)
+
+
+class ValveClearance(FingerClearance):
+    """The distance between fingers and valve; positions are those of joints and valve, (J + 1,) rad."""
+
+    def _joint_names(self) -> Sequence[str]:
+        return (*JOINTS, VALVE_JOINT)
+
+    def _parties(self, fingers: Sequence[Shapes]) -> Iterator[tuple[Shapes, Shapes]]:
+        return product(fingers, [self._moving_geoms(VALVE_JOINT)])

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from robot.collision import FAR, FingerClearance
+from robot.collision import FAR, FingerClearance, ValveClearance
 from robot.kinematics import FingerPositions
 from robot.types import Applied, Floats, Image, MotionFault, Snapshot
 from tasks.claw import Claw, ClawConfig, Colour, Dot, Interval, project
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from robot.rig import Rig
 
 MIDDLE = slice(1, None, 3)  # the middle joint of each finger
-DRAWS = 100  # of which 97 in 100 are good; so many in a row that are not mean a wrong setting
+DRAWS = 100  # of which most are good; so many in a row that are not mean a wrong setting
+VALVE_ANGLES = np.arange(16) * math.tau / 48  # rad, over a third of a turn: its three arms are alike
 COLOURS: tuple[Colour, ...] = ((30, 200, 60), (230, 60, 220), (240, 200, 20))  # fingers 1, 2, 3
 QUANTITIES = ("middle", "amplitude", "frequency")
 
@@ -40,7 +41,7 @@ class PoseConfig(ClawConfig):
     frequency: Interval = Interval(low=0.5, high=2.0)  # rad/s, of each joint of a goal that swings
     goal_speed: float = Field(math.pi / 6, gt=0)  # rad/s that no joint of the goal exceeds
     success: float = Field(math.radians(10), gt=0, lt=math.pi)  # rad, mean over the joints
-    # m between two fingers, at the least, in a start or goal; a soft servo stands 0.05 rad beside its target
+    # m between two fingers at starts and goals, and to the valve at starts; soft servos are 0.05 rad off
     clearance: float = Field(0.01, ge=0, lt=FAR)
     cue: Literal["dots", "vector", "none"] = "dots"
 
@@ -67,8 +68,9 @@ class Swing:
 class Pose(Claw, DemonstratedTask):
     """Bring all joints to a pose and keep them there, or follow one that swings.
 
-    Fingers never have to touch each other: starts and goals in which they would come nearer than `clearance`
-    are drawn again, 3 to 5 of 100. The valve is no part of the task; it is where the fingers push it. `hold`
+    Starts and goals in which fingers would come nearer than `clearance` to each other, or would hold the
+    valve between them at each of its angles, are drawn again: they could not be reached. The valve is no part
+    of the task: it begins `clearance` beside the start, and is then where the fingers push it. `hold`
     keeps the fingers at home: each episode starts in another pose, which no single action keeps.
     Images show the goal by two dots for each finger, where its distal joint and its tip shall be, as far as
     the camera sees there (cue: dots); the other cues leave images as they are.
@@ -102,13 +104,13 @@ class Pose(Claw, DemonstratedTask):
 
     def reset(self, rig: Rig, rng: np.random.Generator) -> None:
         """Draws goal and start, and moves the fingers to the start."""
-        self.goal, start = self.draw(rng)
+        self.goal, start, valve = self.draw(rng)
         if self.config.cue == "dots" and rig.cameras:
             self.show_goal(rig.cameras[self.config.camera].projection)
-        reset_pose(rig, start, self.config.reset)
+        reset_pose(rig, start, valve, self.config.reset)
 
-    def draw(self, rng: np.random.Generator) -> tuple[Swing, Floats]:
-        """Goal and start (J,) rad. Raises MotionFault when no draw keeps the fingers apart."""
+    def draw(self, rng: np.random.Generator) -> tuple[Swing, Floats, float]:
+        """Goal, start (J,) rad and the valve's angle, rad. Raises MotionFault when no draw can be reached."""
         for _ in range(DRAWS):
             one, other = self._random_pose(rng), self._random_pose(rng)
             if self.config.goal == "still":
@@ -116,12 +118,24 @@ class Pose(Claw, DemonstratedTask):
             else:
                 goal = self._swing_between(one, other, rng)
                 start = goal.middle
-            if all(self._clearance.keeps(pose, self.config.clearance) for pose in self._poses(goal, start)):
-                return goal, start
+            valve = self._valve_beside(start, self.config.clearance)
+            if valve is not None and all(self._can_be_met(pose) for pose in self._goals(goal)):
+                return goal, start, valve
         raise MotionFault(
-            f"In {DRAWS} random poses fingers came nearer to each other than {self.config.clearance:g} m. "
-            "Make task.clearance smaller."
+            f"In {DRAWS} random poses fingers came nearer than {self.config.clearance:g} m to each other or "
+            "to the valve. Make task.clearance smaller."
         )
+
+    def _can_be_met(self, pose: Floats) -> bool:
+        """Whether it can be a goal: the valve gives way where it is touched, unless from two sides."""
+        return self._valve_beside(pose, 0.0) is not None
+
+    def _valve_beside(self, pose: Floats, margin: float) -> float | None:
+        """Where the valve, rad, is `margin` m from all fingers; None if it never is, or if fingers meet."""
+        if not self._clearance.keeps(pose, self.config.clearance):
+            return None
+        poses = (np.append(pose, angle) for angle in VALVE_ANGLES)
+        return next((float(each[-1]) for each in poses if self._valve_clearance.keeps(each, margin)), None)
 
     def _random_pose(self, rng: np.random.Generator) -> Floats:
         """Uniform over what actions can ask for, middle joints outwards only, as ROBEL's. (J,) rad."""
@@ -136,15 +150,18 @@ class Pose(Claw, DemonstratedTask):
         amplitude = np.minimum(np.abs(other - one) / 2, self.config.goal_speed / frequency)
         return Swing((one + other) / 2, amplitude, frequency)
 
-    def _poses(self, goal: Swing, start: Floats) -> Iterator[Floats]:
-        """All that an episode starts from or asks for."""
-        yield start
+    def _goals(self, goal: Swing) -> Iterator[Floats]:
+        """All that an episode asks for."""
         steps = range(self.horizon + 1) if goal.amplitude.any() else range(1)
-        yield from (goal.at(step * self.period) for step in steps)
+        return (goal.at(step * self.period) for step in steps)
 
     @cached_property
     def _clearance(self) -> FingerClearance:
         return FingerClearance()
+
+    @cached_property
+    def _valve_clearance(self) -> ValveClearance:
+        return ValveClearance()
 
     @cached_property
     def _fingers(self) -> FingerPositions:

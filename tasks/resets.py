@@ -152,15 +152,14 @@ def reset_valve(rig: Rig, angle: float, config: ResetConfig, pointer: float | No
     return _persist(rig, config, lambda: _attempt(rig, angle, config, pointer))
 
 
-def reset_pose(rig: Rig, pose: Floats, config: ResetConfig) -> None:
-    """Fingers home, the valve to 0, then the fingers to `pose` (J,) rad.
+def reset_pose(rig: Rig, pose: Floats, valve: float, config: ResetConfig) -> None:
+    """Fingers home, the valve to an angle (rad) at which it is not in their way, then the fingers to `pose`.
 
-    The valve is no part of such a task, but in the fingers' way from where an episode left it. Raises
-    MotionFault as `reset_valve` does.
+    pose: (J,) rad. Raises MotionFault as `reset_valve` does.
     """
 
     def attempt() -> None:
-        _attempt(rig, 0.0, config, None)
+        _attempt(rig, valve, config, None)
         move_to(rig, pose, config.motion)
 
     _persist(rig, config, attempt)

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from robot.collision import FAR, FingerClearance
+from robot.collision import FAR, FingerClearance, ValveClearance
 from robot.safety import SELF_COLLISION, SafetyConfig, SafetyFilter
 from robot.types import Floats, JointState
-from robot.world import JOINTS, WorldConfig, dclaw_model
+from robot.world import JOINTS, VALVE_JOINT, WorldConfig, dclaw_model
 
 CONFIG = SafetyConfig()
 LOWER, UPPER = np.array(CONFIG.lower), np.array(CONFIG.upper)
@@ -63,6 +63,23 @@ def test_it_agrees_with_the_contacts_of_the_physics() -> None:
         if abs(CLEARANCE(q)) > 1e-4:  # at the very edge both may be right
             assert touches == (CLEARANCE(q) < 0)
             agreed += touches
+    assert agreed > 20
+
+
+def test_distance_to_the_valve_agrees_with_the_contacts_of_the_physics() -> None:
+    beside, model = ValveClearance(), dclaw_model(WorldConfig())
+    data, valve = mujoco.MjData(model), model.body("valve").id
+    qpos = [model.joint(name).qposadr[0] for name in (*JOINTS, VALVE_JOINT)]
+    rng, agreed = np.random.default_rng(2), 0
+    for _ in range(200):
+        q = np.append(pose(rng.uniform(size=9)), rng.uniform(-math.pi, math.pi))
+        data.qpos[qpos] = q
+        mujoco.mj_forward(model, data)
+        touching = [c for c in data.contact if c.dist < 0 and valve in model.geom_bodyid[[c.geom1, c.geom2]]]
+        if abs(beside(q)) > 1e-4:  # at the very edge both may be right
+            assert bool(touching) == (beside(q) < 0)
+            assert beside.keeps(q, 0.0) == (not touching)
+            agreed += bool(touching)
     assert agreed > 20
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from robot.collision import FingerClearance
+from robot.collision import FingerClearance, ValveClearance
 from robot.kinematics import FingerPositions
 from robot.rig import Rig, RigConfig, build
 from robot.types import Applied, Floats, Frame, Image, JointState, MotionFault, Snapshot
@@ -55,8 +55,8 @@ def test_starts_and_goals_lie_in_the_command_range_with_middle_joints_outwards()
     task, rng = Pose(STILL), np.random.default_rng(0)
     draws = [task.draw(rng) for _ in range(200)]
     starts, goals = (
-        np.array([start for _, start in draws]),
-        np.array([goal.at(0.0) for goal, _ in draws]),
+        np.array([start for _, start, _ in draws]),
+        np.array([goal.at(0.0) for goal, _, _ in draws]),
     )
     for poses in (starts, goals):
         spread = poses.max(0) - poses.min(0)
@@ -70,14 +70,14 @@ def test_starts_and_goals_lie_in_the_command_range_with_middle_joints_outwards()
 
 
 def test_a_goal_that_stays_stays() -> None:
-    goal, _ = Pose(STILL).draw(np.random.default_rng(1))
+    goal, *_ = Pose(STILL).draw(np.random.default_rng(1))
     np.testing.assert_array_equal(goal.at(0.0), goal.at(3.7))
 
 
 def test_a_goal_that_swings_starts_in_its_middle_below_30_degrees_per_second() -> None:
     task, rng = Pose(SWINGING), np.random.default_rng(2)
     for _ in range(30):
-        goal, start = task.draw(rng)
+        goal, start, _ = task.draw(rng)
         np.testing.assert_array_equal(start, goal.at(0.0))
         assert ((goal.frequency >= 0.5) & (goal.frequency < 2.0)).all()
         assert (goal.amplitude * goal.frequency <= math.pi / 6 + 1e-12).all()
@@ -93,9 +93,25 @@ def test_fingers_never_have_to_come_near_each_other(config: PoseConfig) -> None:
     wide = config.model_copy(update={"clearance": 0.025})  # which more poses lack than 0.01
     clear, task, rng = FingerClearance(), Pose(wide), np.random.default_rng(3)
     for _ in range(25):
-        goal, start = task.draw(rng)
+        goal, start, _ = task.draw(rng)
         assert clear.keeps(start, 0.025)
         assert all(clear.keeps(goal.at(step * 0.05), 0.025) for step in range(0, 81, 5))
+
+
+def test_valve_begins_beside_the_start_and_no_goal_holds_it_from_two_sides() -> None:
+    beside, task, rng = ValveClearance(), Pose(STILL), np.random.default_rng(8)
+    angles = np.arange(48) * math.tau / 144
+    for _ in range(300):
+        goal, start, valve = task.draw(rng)
+        assert beside.keeps(np.append(start, valve), 0.01)
+        assert any(beside.keeps(np.append(goal.at(0.0), angle), 0.0) for angle in angles)
+
+
+def test_start_that_would_hold_the_valve_is_not_drawn() -> None:
+    """It was, once: fingers 1 and 3 stood against the valve from two sides, and no attempt got them there."""
+    held = np.array([0.12, -0.05, 0.81, -0.2, -0.85, -1.0, -0.2, -0.51, 0.98])
+    beside = ValveClearance()
+    assert not any(beside.keeps(np.append(held, angle), 0.01) for angle in np.arange(16) * math.tau / 48)
 
 
 def test_poses_in_which_fingers_touch_are_drawn_again() -> None:
@@ -165,7 +181,7 @@ def test_measures_are_mean_and_largest_error_and_score_each_with_a_name() -> Non
 
 def test_logged_goal_swings_as_it_did_and_nothing_of_it_may_be_missing() -> None:
     task, again = Pose(SWINGING), Pose(SWINGING)
-    task.goal, _ = task.draw(np.random.default_rng(6))
+    task.goal, *_ = task.draw(np.random.default_rng(6))
     parameters = task.parameters
     assert len(parameters) == 27
     again.restore(parameters)
@@ -235,7 +251,7 @@ def test_resets_end_at_the_drawn_start_and_drawn_goals_are_reached(rig: Rig) -> 
     assert isinstance(task, Pose)
     for seed in range(2):
         _, info = env.reset(seed=seed)
-        _, start = Pose(STILL).draw(np.random.default_rng(seed))
+        _, start, _ = Pose(STILL).draw(np.random.default_rng(seed))
         assert np.abs(info["telemetry"]["joint_position"] - start).max() <= math.radians(5)
         action = (task.goal_at(0) / HIGH).astype(np.float32)
         for _ in range(80):
@@ -270,5 +286,5 @@ def test_dots_are_on_the_fingers_that_are_at_the_goal() -> None:
 
 def test_swinging_interval_of_one_frequency_is_allowed() -> None:
     config = PoseConfig(goal="swinging", frequency=Interval(low=1.0, high=1.0))
-    goal, _ = Pose(config).draw(np.random.default_rng(7))
+    goal, *_ = Pose(config).draw(np.random.default_rng(7))
     np.testing.assert_array_equal(goal.frequency, np.ones(9))

@@ -176,14 +176,14 @@ def test_random_poses_are_robels_where_fingers_keep_apart() -> None:
     rng = np.random.default_rng(3)
     self = SimpleNamespace(robot=SimpleNamespace(get_config=lambda _: limits), np_random=rng)
     theirs = method("pose.py", "BaseDClawPose", "_make_random_pose")
-    goal, start = Pose(PoseConfig(clearance=0.0)).draw(np.random.default_rng(3))
+    goal, start, _ = Pose(PoseConfig(clearance=0.0)).draw(np.random.default_rng(3))
     np.testing.assert_allclose(start, theirs(self), rtol=1e-12)
     np.testing.assert_allclose(goal.at(0.0), theirs(self), rtol=1e-12)
 
 
 def test_a_swinging_pose_is_where_robel_has_it() -> None:
     task = Pose(task_of("pose_random"))
-    task.goal, _ = task.draw(np.random.default_rng(4))
+    task.goal, *_ = task.draw(np.random.default_rng(4))
     update = method("pose.py", "DClawPoseRandom", "_update_desired_pose")
     for step in (0, 1, 37, 80):
         self = SimpleNamespace(
