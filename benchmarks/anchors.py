@@ -31,7 +31,8 @@ from tasks.anchors import Anchor, Anchors, read_anchors, write_anchors
 from tasks.oracle import OracleConfig
 from tasks.task import DemonstratedTask, ForeseeableTask
 
-SEEDS = {"expert": 30, "random": 100, "zero": 100, "hold": 100}  # a plan costs a thousand random steps
+SEEDS = {"expert": 100, "random": 100, "zero": 100, "hold": 100}
+PLANNED = 30  # episodes of an expert that plans: a plan costs a thousand random steps
 Episode = tuple[float, bool]  # return, success at the last step
 
 
@@ -93,7 +94,8 @@ def measured(kind: str, task: str, config: RunConfig, scene: Stage, effort: Effo
     def work(seed: int) -> Episode:
         return episode(scene, make(kind, config, scene, seed, effort), seed)
 
-    seeds = effort.seeds or SEEDS[kind]
+    plans = kind == "expert" and not issubclass(all_tasks()[config.task.kind], DemonstratedTask)
+    seeds = effort.seeds or (PLANNED if plans else SEEDS[kind])
     returns, successes = zip(*within(effort.seconds, work, seeds, f"{task} {kind}"), strict=True)
     mean, sd = round(float(np.mean(returns)), 3), round(float(np.std(returns, ddof=1)), 3)
     return Anchor(mean=mean, sd=sd, successes=sum(successes), episodes=len(returns))
@@ -123,7 +125,7 @@ def options() -> argparse.Namespace:
     parser.add_argument(
         "tasks", nargs="*", metavar="TASK", help="files of configs/tasks; default: all with an expert"
     )
-    parser.add_argument("--seeds", type=int, help="episodes of each policy; default: 100, of the expert 30")
+    parser.add_argument("--seeds", type=int, help="episodes of each policy; default: 100, of a planner 30")
     parser.add_argument("--seconds", type=float, default=10.0, help="for each policy, without --write (10)")
     parser.add_argument("--threads", type=int, default=2, help="for the expert's foresight (2)")
     parser.add_argument("--write", action="store_true", help="measure them all, and keep the table")
