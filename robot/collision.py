@@ -10,9 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robot.types import Floats
-from robot.world import JOINTS, WorldConfig, dclaw_model
+from robot.world import JOINTS, VALVE_JOINT, WorldConfig, dclaw_model
 
 FAR = 0.03  # m; distances beyond are of no interest, and not computed exactly
+# rad between the valve's angles that are looked at: its arms are alike every 120 degrees, and their tips, at
+# 94 mm, are nowhere further than 4 mm from one of these.
+VALVE_STEP = np.deg2rad(5.0)
 
 
 class FingerClearance:
@@ -75,3 +78,31 @@ class FingerClearance:
                 bodies.add(body)
         collides = (model.geom_contype != 0) & np.isin(model.geom_bodyid, list(bodies))
         return np.flatnonzero(collides)
+
+
+class ValveClearance(FingerClearance):
+    """The distance of D'Claw's fingers from each other, and from the valve however it stands."""
+
+    def __init__(self) -> None:
+        """Raises FileNotFoundError without ROBEL's model files."""
+        super().__init__()
+        model = self._model
+        valve = np.flatnonzero((model.geom_contype != 0) & (model.geom_bodyid == model.body("valve").id))
+        fingers = np.unique(np.concatenate([self._first, self._second]))
+        self._first = np.concatenate([self._first, np.repeat(fingers, len(valve))])
+        self._second = np.concatenate([self._second, np.tile(valve, len(fingers))])
+        self._reach = model.geom_rbound[self._first] + model.geom_rbound[self._second]
+        self._valve = int(model.joint(VALVE_JOINT).qposadr[0])
+        self._angles = np.arange(0.0, 2 * np.pi / 3, VALVE_STEP)
+
+    def __call__(self, position: Floats) -> float:
+        """The smallest distance at joint angles (J,) rad over all angles of the valve: m, FAR at most."""
+        return min(self._at(angle, position) for angle in self._angles)
+
+    def keeps(self, position: Floats, margin: float) -> bool:
+        """Whether everything is at least `margin` m apart at joint angles (J,) rad, at all valve angles."""
+        return self(position) >= margin
+
+    def _at(self, angle: float, position: Floats) -> float:
+        self._data.qpos[self._valve] = angle
+        return super().__call__(position)
