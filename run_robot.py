@@ -21,6 +21,8 @@ from configs.command_line import parse
 from configs.ending import MissingPart, exit_code, plainly, stoppable, told
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from agent.actor import Actor
     from agent.display import Display
     from agent.episodes import Episode
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent
 CONFIGS = ROOT / "configs"
+PLANTS = Path("plants")  # beside runs/, where the program was started
 MCAP_MAGIC = b"\x89MCAP"
 WHY_NOT_SYNC = (
     "the servos would stand under torque, their watchdog tripped, while the actor's process learns. "
@@ -621,6 +624,48 @@ def check_rig(config: RigConfig, *, fix: bool = False) -> int:
     return 0 if check(config, Console(), Options(fix=fix)) else 1
 
 
+def command_identify(args: argparse.Namespace) -> int:
+    """Fits the simulated plant to the robot, from small motions of it or from a recording of such."""
+    from rich.console import Console
+
+    from calibration.identify import identify
+    from calibration.plant_report import publish
+    from calibration.progress import bar
+    from calibration.recording import Recording
+    from configs.document import ConfigError
+
+    source = getattr(args, "from")
+    if source and args.hw:
+        raise ConfigError(["identify takes --hw, to move that robot, or --from, to fit again; not both"])
+    console = Console()
+    try:
+        path = Path(source) if source else record_plant(args, console)
+        recording = Recording.load(path)
+        with bar(console, "fitting") as told:
+            found = identify(recording, told)
+        again = path.with_name(f"{recording.name}-{time.strftime('%Y%m%d-%H%M%S')}.yaml")
+        plant = again if source else path.with_suffix(".yaml")
+        publish(found, path, plant, time.strftime("%Y-%m-%d %H:%M"), console)
+    except FileNotFoundError as error:  # ROBEL's files
+        raise MissingPart(str(error)) from error
+    return 0
+
+
+def record_plant(args: argparse.Namespace, console: Console) -> Path:
+    """Moves the robot as an identification needs it; the file of what was measured, written at the end."""
+    from calibration.excitation import Excitation, ExcitationConfig
+    from calibration.plant_report import require_writable
+    from calibration.progress import bar
+
+    path = PLANTS / f"{args.hw}-{time.strftime('%Y%m%d-%H%M%S')}.npz"
+    config = rig_settings(args)
+    require_writable(path)
+    with open_rig(config, images=False) as rig, bar(console, "moving") as told:
+        recording = Excitation(rig, ExcitationConfig(), told).record(args.hw)
+    recording.require_usable().save(path)
+    return path
+
+
 def command_motors(args: argparse.Namespace) -> int:
     """Lists the servos on the bus, or leads through giving them their ids."""
     from rich.console import Console
@@ -695,6 +740,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "evaluate": command_evaluate,
     "replay": command_replay,
     "check": command_check,
+    "identify": command_identify,
     "motors": command_motors,
     "emulate": command_emulate,
     "list": command_list,
