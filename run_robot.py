@@ -635,8 +635,9 @@ def command_identify(args: argparse.Namespace) -> int:
     from configs.document import ConfigError
 
     source = getattr(args, "from")
-    if source and args.hw:
-        raise ConfigError(["identify takes --hw, to move that robot, or --from, to fit again; not both"])
+    if source and (args.hw or args.config or args.overrides):
+        way_out = "it takes no --hw, --config or --set; without --from the robot moves again"
+        raise ConfigError([f"--from fits what was recorded, on the rig that it was recorded on: {way_out}"])
     console = Console()
     try:
         path = Path(source) if source else record_plant(args, console)
@@ -663,6 +664,7 @@ def record_plant(args: argparse.Namespace, console: Console) -> Path:
     with open_rig(config, images=False) as rig, bar(console, "moving") as told:
         recording = Excitation(rig, ExcitationConfig(), told).record(args.hw)
     recording.require_usable().save(path)
+    console.print(f"recorded: {path}", highlight=False, soft_wrap=True)
     return path
 
 

@@ -9,7 +9,7 @@ from itertools import product
 
 import numpy as np
 
-from calibration.least_squares import Estimate, Parameter, Solution, Values, solve
+from calibration.least_squares import GOOD, Estimate, Parameter, Solution, Values, solve
 from calibration.recording import FingerMotion, Part, Recording, ValveTurn
 from calibration.rollout import Rollouts
 from robot.registers import RAD_PER_TICK
@@ -42,7 +42,7 @@ VALVE_PARAMETERS = (
     # Between the program's times and what is seen of the valve lie other packets than for the fingers: these
     # two are fitted so that they do not pass for friction, and then they are forgotten.
     Parameter("command_delay", 0.01, *_DELAY, scale="linear", vary=5e-4),
-    Parameter("release_delay", 0.003, 0.0, 0.05, scale="linear", vary=5e-4),
+    Parameter("release_delay", 0.001, 0.0, 0.01, scale="linear", vary=5e-4),  # a packet is no longer
 )
 UNITS = {
     "servo_stiffness": "Nm/rad",
@@ -148,15 +148,22 @@ def identify(recording: Recording, told: Told = lambda what, share: None) -> Ide
     def finger_series(values: Values) -> Sequence[Floats]:
         return list(_finger_residuals(rollouts, nominal.model_copy(update=dict(values)), motions))
 
+    def valve_plant(values: Values) -> SimConfig:
+        return nominal.model_copy(update={name: values[name] for name in values if name in UNITS})
+
     def valve_series(values: Values) -> Sequence[Floats]:
-        known = {name: value for name, value in values.items() if name in UNITS}
-        plant = nominal.model_copy(update=known)
-        return [_untimed(rollouts, plant, turn, values) for turn in turns]
+        return list(_valve_residuals(rollouts, valve_plant(values), turns, values))
+
+    def untimed_series(values: Values) -> Sequence[Floats]:
+        return [_untimed(rollouts, valve_plant(values), turn, values) for turn in turns]
 
     findings = _findings(nominal, FINGER_PARAMETERS, finger_series, lambda share: told("fingers", share))
     timing: dict[str, float] = {}
     if turns:
         found = _findings(nominal, VALVE_PARAMETERS, valve_series, lambda share: told("valve", share))
+        left = _rms(valve_series({item.name: item.estimate.value for item in found}))
+        if left > GOOD * NOISE:  # with exact times, delays of its own for each turn would only blur the rest
+            found = _findings(nominal, VALVE_PARAMETERS, untimed_series, lambda share: told("valve", share))
         timing = {item.name: item.estimate.value for item in found if item.name in TIMING}
         findings += [item for item in found if item.name not in TIMING]
     known = {item.name: item.estimate.value for item in findings if item.determined}

@@ -55,6 +55,8 @@ HIDDEN = SimConfig(
     valve_friction_loss=0.01,
 )
 
+STIFF, SOFT = SimConfig(servo_stiffness=8.0, joint_damping=0.02), SimConfig(servo_stiffness=1.0)
+
 
 def silent(what: str, share: float) -> None:
     """Nobody watches."""
@@ -199,9 +201,7 @@ def watched(rig: Rig) -> Watched:
     return robot
 
 
-@pytest.mark.parametrize(
-    "sim", [SimConfig(servo_stiffness=8.0, joint_damping=0.02), SimConfig(servo_stiffness=1.0)]
-)
+@pytest.mark.parametrize("sim", [STIFF, SOFT], ids=["stiff", "soft"])
 def test_fingers_stay_in_the_box_and_away_from_each_other_and_the_valve(sim: SimConfig) -> None:
     """Stiff and hardly damped, a finger swings over; soft, it sags. The valve is not there to be touched."""
     box, clearance = SafetyConfig(), ValveClearance()
@@ -340,8 +340,9 @@ def test_a_file_that_is_no_recording_is_told_plainly(here: Path, capsys: pytest.
     ):
         assert call(f"identify --from {name}") == 2
         assert words in capsys.readouterr().err
-    assert call("identify --from some.npz --hw sim") == 2
-    assert "not both" in capsys.readouterr().err
+    for more in ("--hw sim", "--set hw.sim.servo_stiffness=5"):
+        assert call(f"identify --from some.npz {more}") == 2
+        assert "--from fits what was recorded" in capsys.readouterr().err
 
 
 def test_a_fault_while_it_moves_is_named_and_leaves_no_file(
