@@ -22,6 +22,7 @@ from configs.ending import MissingPart, exit_code, plainly, stoppable, told
 
 if TYPE_CHECKING:
     import numpy as np
+    from rich.console import Console
 
     from agent.actor import Actor
     from agent.display import Display
@@ -32,14 +33,15 @@ if TYPE_CHECKING:
     from configs.document import Layer
     from configs.run import RunConfig
     from robot.rig import Rig, RigConfig
+    from robot.sawyer import SawyerConfig
     from robot.types import Image
     from tasks.env import RobotEnv
     from tasks.oracle import OracleConfig
     from tasks.suite import SuiteConfig, SuiteEnv, SuiteWorld
-    from tasks.task import RobotTaskConfig
 
 ROOT = Path(__file__).parent
 CONFIGS = ROOT / "configs"
+PLANTS = Path("plants")  # beside runs/, where the program was started
 MCAP_MAGIC = b"\x89MCAP"
 WHY_NOT_SYNC = (
     "the servos would stand under torque, their watchdog tripped, while the actor's process learns. "
@@ -227,7 +229,7 @@ def stage(config: RunConfig, *, images: bool) -> Iterator[Stage]:
         with closing(open_suite(config.task, config.train.seed, images=images)) as env:
             yield Stage(env, env.world)
         return
-    with open_rig(config.hw, config.task, images=images) as rig:
+    with open_rig(config.hw, images=images, arm=config.task.sawyer) as rig:
         if images:
             picture_of(rig)
         yield Stage(RobotEnv(rig, make_task(config.task), images=images, seed=config.train.seed), rig)
@@ -247,12 +249,12 @@ def open_suite(config: SuiteConfig, seed: int, *, images: bool) -> SuiteEnv:
     return env
 
 
-def open_rig(config: RigConfig, task: RobotTaskConfig, *, images: bool) -> Rig:
-    """The rig, not yet engaged."""
+def open_rig(config: RigConfig, *, images: bool, arm: SawyerConfig | None = None) -> Rig:
+    """The rig, or a simulated Sawyer in its place, not yet engaged."""
     from robot.rig import build
 
     try:
-        return build(config, cameras=images, arm=task.sawyer)
+        return build(config, cameras=images, arm=arm)
     except FileNotFoundError as error:  # a model's files; of everything else a rig raises its own faults
         raise MissingPart(str(error)) from error
 
@@ -681,6 +683,50 @@ def check_rig(config: RigConfig, *, fix: bool = False) -> int:
     return 0 if check(config, Console(), Options(fix=fix)) else 1
 
 
+def command_identify(args: argparse.Namespace) -> int:
+    """Fits the simulated plant to the robot, from small motions of it or from a recording of such."""
+    from rich.console import Console
+
+    from calibration.identify import identify
+    from calibration.plant_report import publish
+    from calibration.progress import bar
+    from calibration.recording import Recording
+    from configs.document import ConfigError
+
+    source = getattr(args, "from")
+    if source and (args.hw or args.config or args.overrides):
+        way_out = "it takes no --hw, --config or --set; without --from the robot moves again"
+        raise ConfigError([f"--from fits what was recorded, on the rig that it was recorded on: {way_out}"])
+    console = Console()
+    try:
+        path = Path(source) if source else record_plant(args, console)
+        recording = Recording.load(path)
+        with bar(console, "fitting") as told:
+            found = identify(recording, told)
+        again = path.with_name(f"{recording.name}-{time.strftime('%Y%m%d-%H%M%S')}.yaml")
+        plant = again if source else path.with_suffix(".yaml")
+        publish(found, path, plant, time.strftime("%Y-%m-%d %H:%M"), console)
+    except FileNotFoundError as error:  # ROBEL's files
+        raise MissingPart(str(error)) from error
+    return 0
+
+
+def record_plant(args: argparse.Namespace, console: Console) -> Path:
+    """Moves the robot as an identification needs it; the file of what was measured, written at the end."""
+    from calibration.excitation import Excitation, ExcitationConfig
+    from calibration.plant_report import require_writable
+    from calibration.progress import bar
+
+    path = PLANTS / f"{args.hw}-{time.strftime('%Y%m%d-%H%M%S')}.npz"
+    config = rig_settings(args)
+    require_writable(path)
+    with open_rig(config, images=False) as rig, bar(console, "moving") as told:
+        recording = Excitation(rig, ExcitationConfig(), told).record(args.hw)
+    recording.require_usable().save(path)
+    console.print(f"recorded: {path}", highlight=False, soft_wrap=True)
+    return path
+
+
 def command_motors(args: argparse.Namespace) -> int:
     """Lists the servos on the bus, or leads through giving them their ids."""
     from rich.console import Console
@@ -755,6 +801,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "evaluate": command_evaluate,
     "replay": command_replay,
     "check": command_check,
+    "identify": command_identify,
     "motors": command_motors,
     "emulate": command_emulate,
     "list": command_list,

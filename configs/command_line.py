@@ -20,6 +20,8 @@ usage: run_robot.py [COMMAND] [options]                             (no COMMAND 
   replay    move as a logged episode  EPISODE --hw H
             or score it anew          EPISODE --rescore            (nothing moves)
   check     test rig and wiring       --hw H [--fix]               (nothing moves)
+  identify  fit the simulated plant   --hw H                       (moves for 80 s)
+            or fit a recording anew   --from FILE                  (nothing moves)
   motors    list servos at any baud   --hw H                       (nothing moves)
             or give them their ids    --hw H --set-id              (one at a time, by hand)
   emulate   serve an emulated D'Claw  [--link PATH] [--hw H]       (until Ctrl-C)
@@ -37,6 +39,7 @@ usage: run_robot.py [COMMAND] [options]                             (no COMMAND 
   --envs N         so many simulated robots side by side           (only in sim)
   --sync           learn in the actor's process, bit for bit: only in sim, its default; --no-sync
   --fix            write the servos' settings that differ from the configuration
+  --from FILE      what an earlier identify recorded, plants/*.npz
   --link PATH      a stable name for the emulated port
   --dry-run        build everything, take one step (on dclaw: none), exit
   --print-config   show the values in force
@@ -75,7 +78,7 @@ def seed(text: str) -> int:
     return int(text)
 
 
-RIG = "train collect evaluate replay check motors emulate"  # the commands with settings of a rig
+RIG = "train collect evaluate replay check identify motors emulate"  # the commands with settings of a rig
 FLAGS: dict[str, tuple[str, dict[str, Any]]] = {  # flag -> the commands that take it, options of argparse
     "--task": ("train collect", {"type": name}),
     "--hw": (RIG, {"type": name}),
@@ -85,10 +88,7 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {  # flag -> the commands that ta
     "--run": ("train collect evaluate", {"type": name}),
     "--resume": ("train collect", {"action": "store_true"}),
     "--config": (RIG, {"type": name, "action": "append"}),
-    "--set": (
-        "train collect evaluate replay check motors emulate",
-        {"dest": "overrides", "action": "append"},
-    ),
+    "--set": (RIG, {"dest": "overrides", "action": "append"}),
     "--envs": ("train collect", {"type": count}),
     "--sync": ("train", {"action": argparse.BooleanOptionalAction}),
     "--dry-run": ("train", {"action": "store_true"}),
@@ -97,6 +97,7 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {  # flag -> the commands that ta
     "--policy": ("collect", {"choices": ("random", "hold", "expert"), "default": "random"}),
     "--rescore": ("replay", {"action": "store_true"}),
     "--fix": ("check", {"action": "store_true"}),
+    "--from": ("identify", {"type": name}),
     "--set-id": ("motors", {"action": "store_true"}),
     "--link": ("emulate", {"type": name}),
 }
@@ -106,6 +107,7 @@ NEEDED: dict[str, tuple[str, ...]] = {  # command -> what it cannot do without
     "evaluate": ("--run",),
     "replay": ("--hw",),  # unless it only scores
     "check": ("--hw",),
+    "identify": ("--hw",),  # unless it only fits
     "motors": ("--hw",),
     "emulate": (),  # --hw emulated goes without saying
     "list": (),
@@ -159,7 +161,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.refuse(unknown[0])
     present = {flag for flag in FLAGS if getattr(args, flag[2:].replace("-", "_"), None)}
     missing = [flag for flag in NEEDED[parser.command] if flag not in present]
-    if missing and "--rescore" not in present:
+    if missing and not present & {"--rescore", "--from"}:
         shown = SHOWN_BY.get(missing[0], "`run_robot.py list` shows the names")
         parser.error(f"needs {' and '.join(missing)}: {shown}")
     if "--resume" in present and "--run" not in present:

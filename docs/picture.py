@@ -55,7 +55,7 @@ def beside(*images: np.ndarray) -> np.ndarray:
 
 
 def sawyer(steps: int = 24, height: int = 320) -> np.ndarray:
-    """Door, drawer and pick-up, each as a person sees it and as the agent does, while the expert is at work."""
+    """Door, drawer and pick-up as people and as agents see them, while the expert is at work."""
     rows = []
     for task in ("sawyer_door", "sawyer_drawer", "sawyer_pickup"):
         env = make(task)

@@ -14,6 +14,9 @@ from robot.world import JOINTS, VALVE_JOINT, WorldConfig, dclaw_model
 
 Shapes = NDArray[np.int64]
 FAR = 0.03  # m; distances beyond are of no interest, and not computed exactly
+# rad between the valve's angles that are looked at: its arms are alike every 120 degrees, and their tips, at
+# 94 mm, are nowhere further than 4 mm from one of these.
+VALVE_STEP = np.deg2rad(5.0)
 
 
 class FingerClearance:
@@ -93,3 +96,21 @@ class ValveClearance(FingerClearance):
 
     def _parties(self, fingers: Sequence[Shapes]) -> Iterator[tuple[Shapes, Shapes]]:
         return product(fingers, [self._moving_geoms(VALVE_JOINT)])
+
+
+class FullTurnClearance:
+    """The distance of fingers from each other and from the valve, however the valve stands."""
+
+    def __init__(self) -> None:
+        """Raises FileNotFoundError without ROBEL's model files."""
+        self._fingers, self._valve = FingerClearance(), ValveClearance()
+        self._angles = np.arange(0.0, 2 * np.pi / 3, VALVE_STEP)
+
+    def __call__(self, position: Floats) -> float:
+        """The smallest distance at joint angles (J,) rad over all angles of the valve: m, FAR at most."""
+        beside = min(self._valve(np.append(position, angle)) for angle in self._angles)
+        return min(self._fingers(position), beside)
+
+    def keeps(self, position: Floats, margin: float) -> bool:
+        """Whether everything is at least `margin` m apart at joint angles (J,) rad, at all valve angles."""
+        return self(position) >= margin

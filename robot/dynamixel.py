@@ -48,6 +48,7 @@ from robot.types import (
     ServoSilent,
     SupplyFault,
     TorqueLost,
+    Watch,
     WatchdogTripped,
 )
 
@@ -251,11 +252,14 @@ class DynamixelRobot:
             )
 
     @_exclusive
-    def drive_object(self, angle: float, tolerance: float, timeout: float) -> float:
+    def drive_object(
+        self, angle: float, tolerance: float, timeout: float, watch: Watch | None = None
+    ) -> float:
         """Turns the object by its own servo to angle (rad, mod 2 pi), the short way; fingers hold meanwhile.
 
-        Returns its final angle, rad, measured at rest with its torque off again. Raises MotionFault that says
-        where it stuck, InvalidCommand for numbers that are none, or BusFault.
+        `watch` sees every reading on the way, the first as it sets out; the object is let go when it says no.
+        Returns the object's angle, rad, with its torque off again. Raises MotionFault that says where it
+        stuck, InvalidCommand for numbers that are none, or BusFault.
         """
         if not (math.isfinite(angle) and tolerance > 0 and timeout > 0):
             raise InvalidCommand(f"cannot drive to {angle} rad within {tolerance} rad in {timeout} s")
@@ -264,7 +268,7 @@ class DynamixelRobot:
         goal = here + math.remainder(angle - here, math.tau)
         try:
             self._drive(servo, self._calibration.object_ticks(here), self._calibration.object_ticks(goal))
-            self._wait_for_object(goal, tolerance, timeout)
+            self._wait_for_object(goal, tolerance, timeout, watch)
         finally:
             still_on = self._torque_off_fault(servo)
             self._verified = self._verified and still_on is None
@@ -589,11 +593,14 @@ class DynamixelRobot:
             self._bus.write(reg.TORQUE_ENABLE, servo, 1)
             self._bus.write(reg.GOAL_POSITION, servo, goal)
 
-    def _wait_for_object(self, goal: float, tolerance: float, timeout: float) -> None:
+    def _wait_for_object(self, goal: float, tolerance: float, timeout: float, watch: Watch | None) -> None:
         deadline = self.clock.now() + timeout
         best, best_time = math.inf, self.clock.now()
         while True:
-            thing = self.read().object
+            state = self.read()
+            if watch is not None and not watch(state):
+                return
+            thing = state.object
             error, speed = abs(float(thing.position[0]) - goal), abs(float(thing.velocity[0]))
             if error <= tolerance and speed <= STILL:
                 return

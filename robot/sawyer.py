@@ -28,6 +28,7 @@ from robot.types import (
     JointState,
     MotionFault,
     RobotState,
+    Watch,
 )
 from robot.world import CameraPose, Painter, check_mujoco, decimated
 
@@ -364,7 +365,9 @@ class SawyerRobot:
     def tend(self) -> None:
         """Nothing: it has no watchdog."""
 
-    def drive_object(self, angle: float, tolerance: float, timeout: float) -> float:
+    def drive_object(
+        self, angle: float, tolerance: float, timeout: float, watch: Watch | None = None
+    ) -> float:
         """Raises MotionFault: nothing but the hand moves things here."""
         raise MotionFault(NO_SERVO)
 

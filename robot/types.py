@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Protocol, Self
 
@@ -63,6 +63,9 @@ class RobotState:
     def time(self) -> float:
         """When the cycle was read, s."""
         return self.joints.time
+
+
+Watch = Callable[[RobotState], bool]  # sees a motion's readings; whether it shall go on
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,10 +331,13 @@ class Robot(Protocol):
         """Torque on at the present pose, without a lunge."""
         ...
 
-    def drive_object(self, angle: float, tolerance: float, timeout: float) -> float:
+    def drive_object(
+        self, angle: float, tolerance: float, timeout: float, watch: Watch | None = None
+    ) -> float:
         """Turns the object by its own servo to angle (rad, mod 2 pi); returns the final angle, rad.
 
-        The object's torque is off again afterwards. Raises MotionFault when it does not arrive.
+        `watch` sees every reading on the way; the object is let go when it says no. The object's torque is
+        off again afterwards. Raises MotionFault when it does not arrive.
         """
         ...
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from robot.collision import FAR, FingerClearance, ValveClearance
+from robot.collision import FAR, FingerClearance, FullTurnClearance, ValveClearance
 from robot.safety import SELF_COLLISION, SafetyConfig, SafetyFilter
 from robot.types import Floats, JointState
 from robot.world import JOINTS, VALVE_JOINT, WorldConfig, dclaw_model
@@ -134,3 +134,10 @@ def test_fingers_that_touch_may_always_part() -> None:
         here = SAFE(HOME, state(here), 0.1).target
     assert before < 0
     assert here == pytest.approx(HOME, abs=0.05)
+
+
+def test_valve_clearance_is_near_where_any_angle_of_the_valve_is_near() -> None:
+    clearance = FullTurnClearance()
+    assert clearance(np.tile([0.0, -0.8, -0.2], 3)) == pytest.approx(0.03)
+    assert clearance(np.tile([0.0, -0.75, 1.0], 3)) < 0.005
+    assert not clearance.keeps(np.tile([0.0, -0.4, 0.6], 3), 0.0)

@@ -26,6 +26,7 @@ from robot.types import (
     InvalidCommand,
     MotionFault,
     Reading,
+    RobotState,
     ServoAlert,
     ServoHot,
     ServoSilent,
@@ -761,6 +762,25 @@ def test_the_valve_is_driven_after_hundreds_of_turns_one_way(plant: SimPlant, tu
         after = robot.drive_object(1.0, 0.02, 5.0)
         assert after - before == pytest.approx(0.7, abs=0.03)
         assert math.remainder(after, math.tau) == pytest.approx(1.0, abs=0.03)
+
+
+def test_the_object_is_let_go_in_mid_turn_when_its_watcher_says_so(plant: SimPlant) -> None:
+    robot = DynamixelRobot(plant, CONFIG, plant)
+    seen: list[tuple[float, float]] = []
+
+    def watch(state: RobotState) -> bool:
+        seen.append((state.time, float(state.object.position[0])))
+        return seen[-1][1] < 0.6
+
+    with robot:
+        began = plant.now()
+        stopped = robot.drive_object(1.2, 0.02, 5.0, watch)
+        assert not plant.servos[50].torque
+        assert seen[0] == pytest.approx((began, 0.0), abs=1e-3)
+        assert len(seen) >= 5
+        assert seen[-2][1] < 0.6 <= seen[-1][1] == stopped < 0.9
+        poll(robot, plant, 5)
+        assert plant.truth["valve"] < 0.9  # it was on its way to 1.2
 
 
 def test_a_blocked_valve_is_a_fault_that_says_where_it_stuck(plant: SimPlant) -> None:
