@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from tasks.oracle import OracleConfig
 from tasks.task import DemonstratedTask, ForeseeableTask
 
 SEEDS = {"expert": 100, "random": 100, "zero": 100, "hold": 100}
+DOCUMENT = Path(__file__).parents[1] / "docs" / "tasks.md"
 PLANNED = 30  # episodes of an expert that plans: a plan costs a thousand random steps
 Episode = tuple[float, bool]  # return, success at the last step
 
@@ -119,6 +120,31 @@ def measure(task: str, effort: Effort) -> Anchors:
     return Anchors(mujoco=mujoco.__version__, **found, task=config.task.model_dump(mode="json"))
 
 
+def table(found: Mapping[str, Anchors]) -> str:
+    """The table of docs/tasks.md."""
+    kinds = list(SEEDS)
+    rows = [["task", *kinds], ["---"] * (1 + len(kinds))]
+    rows += [
+        [f"`{task}`", *(cell(getattr(anchors, kind)) for kind in kinds)] for task, anchors in found.items()
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def cell(anchor: Anchor) -> str:
+    """Return and success of one policy."""
+    low, high = wilson(anchor.successes, anchor.episodes)
+    rate = f"{anchor.successes}/{anchor.episodes} ({low * 100:.0f} to {high * 100:.0f} %)"
+    return f"{anchor.mean:.1f} ± {anchor.sd:.1f}; {rate}"
+
+
+def document(found: Mapping[str, Anchors]) -> None:
+    """Puts the table into docs/tasks.md."""
+    begin, end = "<!-- anchors -->\n", "\n<!-- /anchors -->"
+    before, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(begin)
+    after = rest[rest.index(end.strip()) :]
+    DOCUMENT.write_text(f"{before}{begin}{table(found)}\n{after}", encoding="utf-8")
+
+
 def options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -144,6 +170,8 @@ def main() -> None:
         anchors = measure(task, effort)
         if args.write:
             write_anchors({**read_anchors(), task: anchors})
+    if args.write:
+        document(read_anchors())
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def record() -> EpisodeSummary:
     closed: list[EpisodeSummary] = []
     ticks: list[list[int]] = []
     with run_robot.stage(config, images=True) as scene:
-        bus = scene.rig.clock
+        bus = scene.world.clock
         send = bus.sync_write  # type: ignore[attr-defined]
 
         def sync_write(register: Any, values: dict[int, int]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from agent.metrics import wilson
+from benchmarks.anchors import DOCUMENT, table, with_expert
 from configs.command_line import parse
 from configs.loader import choices
 from run_robot import CONFIGS, anchors, compose
@@ -55,8 +56,8 @@ def test_anchors_of_settings_that_are_no_more_are_nobodys() -> None:
     assert not older.are_of(config)
 
 
-def test_every_valve_task_has_its_scale() -> None:
-    for name in VALVES:
+def test_every_task_with_an_expert_has_its_scale() -> None:
+    for name in with_expert():
         found = anchors(compose(parse(["collect", "--task", name, "--hw", "sim"])))
         assert found is not None, f"type: python benchmarks/anchors.py {name} --write"
         assert found["expert"] > found["random"]
@@ -75,3 +76,7 @@ def test_expert_succeeds_where_chance_does_not() -> None:
         assert expert.successes >= 0.9 * expert.episodes >= 27, name
         surely, at_most = wilson(expert.successes, expert.episodes), wilson(random.successes, random.episodes)
         assert surely[0] > 2 * at_most[1], name
+
+
+def test_the_documents_table_is_the_measured_one() -> None:
+    assert table(read_anchors()) in DOCUMENT.read_text(encoding="utf-8")
