@@ -7,7 +7,6 @@ the model files; what moves the hand is the same mocap body, welded to it.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from robot.types import (
     RobotState,
     Watch,
 )
-from robot.world import CameraPose, Painter, check_mujoco, decimated
+from robot.world import CameraPose, Painter, check_mujoco, decimated, folder_of
 
 Point = tuple[float, float, float]  # m: x right, y away from the arm's base, z up from the table
 
@@ -116,14 +115,7 @@ class SawyerConfig(Config):
 
 def find_metaworld() -> Path:
     """The folder of the installed metaworld distribution. Raises FileNotFoundError with the cure."""
-    found = importlib.util.find_spec("metaworld")
-    for folder in (found.submodule_search_locations or ()) if found else ():
-        if (Path(folder) / ASSETS).is_dir():
-            return Path(folder)
-    raise FileNotFoundError(
-        f"Metaworld's Sawyer scenes ({ASSETS}) were not found: the metaworld distribution is not installed. "
-        "Run `make setup`, or `uv pip install --no-deps 'metaworld>=3.0'`."
-    )
+    return folder_of("metaworld", ASSETS, "Metaworld's Sawyer scenes", "metaworld>=3.0")
 
 
 def sawyer_model(config: SawyerConfig) -> mujoco.MjModel:

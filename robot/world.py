@@ -87,13 +87,21 @@ class CameraPose(Config):
 
 def find_robel() -> Path:
     """The folder of the installed robel distribution. Raises FileNotFoundError with the cure."""
-    found = importlib.util.find_spec("robel")
+    return folder_of("robel", SCENE, "ROBEL's D'Claw model", "robel==0.1.2")
+
+
+def folder_of(package: str, part: Path, name: str, requirement: str) -> Path:
+    """The folder of an installed distribution, which is not imported, that has `part` in it.
+
+    Raises FileNotFoundError that says how to install it.
+    """
+    found = importlib.util.find_spec(package)
     for folder in (found.submodule_search_locations or ()) if found else ():
-        if (Path(folder) / SCENE).exists():
+        if (Path(folder) / part).exists():
             return Path(folder)
     raise FileNotFoundError(
-        f"ROBEL's D'Claw model ({SCENE}) was not found: the robel distribution is not installed. "
-        "Run `make setup`, or `uv pip install --no-deps robel==0.1.2`."
+        f"{name} ({part}) was not found: the {package} distribution is not installed. "
+        f"Run `make setup`, or `uv pip install --no-deps '{requirement}'`."
     )
 
 
