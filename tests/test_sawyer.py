@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from robot.rig import Rig, RigConfig, build
 from robot.safety import POSITION_LIMIT, VELOCITY_LIMIT
 from robot.sawyer import SCENES, SawyerConfig, SawyerPlant, SawyerRobot, find_metaworld, sawyer_model
 from robot.types import Applied, InvalidCommand, JointState, MotionFault, Snapshot
+from robot.world import check_mujoco
 from tasks import RobotEnv, make_task
 from tasks.replay import replay, rescore
 from tasks.sawyer import ArmTask, ArmTaskConfig, Door, DoorConfig, Drawer, DrawerConfig, Pickup, PickupConfig
@@ -329,3 +331,13 @@ def test_a_grasped_block_stays_in_the_fingers_only_without_slip(iterations: int,
         infos = episode(RobotEnv(rig, Pickup(config), images=False), Pickup(config), seed=3)
     held = [i["telemetry"]["joint_position"][2] - i["telemetry"]["object_position"][2] for i in infos]
     assert bool(abs(held[-1] - held[60]) > 0.003) is slides
+
+
+@pytest.mark.parametrize(
+    ("version", "told"), [("3.17.0", False), ("3.99.1", False), ("3.3.0", True), ("4.0.0", True)]
+)
+def test_a_mujoco_that_was_never_tried_is_told(version: str, told: bool) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check_mujoco(version)
+    assert [version in str(warning.message) for warning in caught] == [True] * told
