@@ -118,9 +118,10 @@ def _camera(task: RobotTaskConfig, hw: RigConfig) -> Iterator[Problem]:
     if hw.kind != "sim" and 1 / fps + camera.delay > task.period:
         path = "hw.emulator.fps" if hw.kind == "emulated" else "hw.camera.fps"
         yield Problem(path, f"no frame would be fresh enough: a step takes {task.period:g} s")
-    dotted = isinstance(task, ValveConfig | PoseConfig) and task.cue in ("dot", "dots")
-    if hw.kind == "real" and dotted and camera.projection is None:
-        yield Problem("hw.camera.projection", "is needed to draw the goal into the image (task.cue)")
+    cue = task.cue if isinstance(task, ValveConfig | PoseConfig) else "none"
+    if hw.kind == "real" and cue in ("dot", "dots") and camera.projection is None:
+        needed = f"is needed to draw the goal into the image (task.cue: {cue})"
+        yield Problem("hw.camera.projection", needed)
 
 
 def _halvings(size: tuple[int, int]) -> Iterator[Problem]:

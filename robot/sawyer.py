@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 
 import mujoco
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from robot.safety import SafetyConfig, SafetyFilter
 from robot.types import (
@@ -111,6 +111,16 @@ class SawyerConfig(Config):
     noslip_iterations: int = Field(3, ge=0)
     mesh_cell: float = Field(0.005, gt=0)  # m: vertices closer than this are merged, for pictures only
     camera: CameraPose | None = None  # None: the scene's own
+
+    @model_validator(mode="after")
+    def _starts_inside(self) -> Self:
+        rows = zip("xyz", self.lower, self.hand, self.upper, strict=True)
+        for axis, low, start, high in rows:
+            if not low <= start <= high or low == high:
+                raise ValueError(
+                    f"hand starts at {axis} = {start:g} m, outside of its box from {low:g} to {high:g}"
+                )
+        return self
 
 
 def find_metaworld() -> Path:
@@ -240,7 +250,7 @@ class SawyerPlant:
     def restart(self, placed: Floats, tip: Floats | Point) -> None:
         """The settled start again: the thing at `placed` (3,) m, the tool centre at `tip` (3,) m.
 
-        Raises ValueError for a place that the arm cannot reach.
+        Raises MotionFault for a place that the arm cannot reach.
         """
         data = self._data
         mujoco.mj_setState(self._model, data, self._settled, mujoco.mjtState.mjSTATE_INTEGRATION)
@@ -282,7 +292,7 @@ class SawyerPlant:
                 return
             mujoco.mj_jacBody(model, data, jacobian[:AXES], jacobian[AXES:], self._hand)
             data.qpos[self._arm] += np.linalg.lstsq(jacobian[:, self._arm], error, rcond=1e-3)[0]
-        raise ValueError(f"The arm cannot bring its hand to {np.round(tip, 3).tolist()} m.")
+        raise MotionFault(f"The arm cannot bring its hand to {np.round(tip, 3).tolist()} m.")
 
     # --- Camera --------------------------------------------------------------------------------------------
 

@@ -169,7 +169,7 @@ class DoorConfig(ArmTaskConfig):
     """Open a door by its handle."""
 
     kind: Literal["sawyer_door"] = "sawyer_door"
-    arm: SawyerConfig = DoorArm()
+    arm: DoorArm = DoorArm()
     low: Point = (0.0, 0.85, 0.15)  # m, of the door's frame; Metaworld's
     high: Point = (0.1, 0.95, 0.15)
     desired: float = Field(-math.pi / 2, ge=-2, lt=0)  # rad: wide open. It opens to the negative side, to -2
@@ -259,7 +259,7 @@ class DrawerConfig(ArmTaskConfig):
     """Close a drawer."""
 
     kind: Literal["sawyer_drawer"] = "sawyer_drawer"
-    arm: SawyerConfig = DrawerArm()
+    arm: DrawerArm = DrawerArm()
     low: Point = (-0.1, 0.9, 0.0)  # m, of the chest; Metaworld's
     high: Point = (0.1, 0.9, 0.0)
     goal: float = 0.0  # m along the drawer's way, which goes from -0.16, open, to 0, closed
@@ -325,7 +325,7 @@ class PickupConfig(ArmTaskConfig):
     """Lift a block."""
 
     kind: Literal["sawyer_pickup"] = "sawyer_pickup"
-    arm: SawyerConfig = PickupArm()
+    arm: PickupArm = PickupArm()
     low: Point = (-0.1, 0.6, 0.02)  # m, of the block's centre; Metaworld's
     high: Point = (0.1, 0.7, 0.02)
     lift: float = Field(

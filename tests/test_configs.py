@@ -551,7 +551,7 @@ NAMES = {folder: choices(CONFIGS / folder) for folder in ("tasks", "hw", "agent"
 @pytest.mark.parametrize("task", NAMES["tasks"])
 def test_every_task_loads_with_every_rig_and_agent_and_dumps_back(task: str, hw: str, agent: str) -> None:
     files = [find(CONFIGS / folder, name) for folder, name in zip(NAMES, (task, hw, agent), strict=True)]
-    if task.startswith("dm_") and hw != "sim":
+    if task.startswith(("dm_", "sawyer_")) and hw != "sim":
         with pytest.raises(ConfigError, match=r"hw\.kind: .* is simulated only: --hw sim"):
             load(RunConfig, [Layer.from_file(path) for path in files], [cross_checks])
         return

@@ -18,7 +18,17 @@ from robot.types import Applied, InvalidCommand, JointState, MotionFault, Snapsh
 from robot.world import check_mujoco
 from tasks import RobotEnv, make_task
 from tasks.replay import replay, rescore
-from tasks.sawyer import ArmTask, ArmTaskConfig, Door, DoorConfig, Drawer, DrawerConfig, Pickup, PickupConfig
+from tasks.sawyer import (
+    ArmTask,
+    ArmTaskConfig,
+    Door,
+    DoorConfig,
+    Drawer,
+    DrawerConfig,
+    Pickup,
+    PickupArm,
+    PickupConfig,
+)
 
 TASKS: dict[str, ArmTaskConfig] = {
     "door": DoorConfig(),
@@ -103,7 +113,7 @@ def test_a_restart_brings_the_hand_to_any_point_of_the_workspace(plant: SawyerPl
 
 def test_a_start_out_of_reach_is_refused_by_name() -> None:
     plant = SawyerPlant(SawyerConfig(scene="drawer"))
-    with pytest.raises(ValueError, match=r"cannot bring its hand to \[3.0, 3.0, 3.0\]"):
+    with pytest.raises(MotionFault, match=r"cannot bring its hand to \[3.0, 3.0, 3.0\]"):
         plant.restart(middle(TASKS["drawer"]), np.full(3, 3.0))
 
 
@@ -326,7 +336,7 @@ def test_random_actions_find_the_door_only_from_its_handle(start: str, moves: bo
 
 @pytest.mark.parametrize(("iterations", "slides"), [(3, False), (0, True)])
 def test_a_grasped_block_stays_in_the_fingers_only_without_slip(iterations: int, slides: bool) -> None:
-    config = PickupConfig(arm=SawyerConfig(scene="pickup", noslip_iterations=iterations), horizon=140)
+    config = PickupConfig(arm=PickupArm(noslip_iterations=iterations), horizon=140)
     with rig_of(config) as rig:
         infos = episode(RobotEnv(rig, Pickup(config), images=False), Pickup(config), seed=3)
     held = [i["telemetry"]["joint_position"][2] - i["telemetry"]["object_position"][2] for i in infos]
@@ -341,3 +351,8 @@ def test_a_mujoco_that_was_never_tried_is_told(version: str, told: bool) -> None
         warnings.simplefilter("always")
         check_mujoco(version)
     assert [version in str(warning.message) for warning in caught] == [True] * told
+
+
+def test_a_start_outside_of_the_workspace_is_refused() -> None:
+    with pytest.raises(ValueError, match="hand starts at z = 2 m, outside of its box from 0.01 to 0.45"):
+        SawyerConfig(scene="drawer", hand=(0.0, 0.6, 2.0))
