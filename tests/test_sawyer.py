@@ -354,5 +354,5 @@ def test_a_mujoco_that_was_never_tried_is_told(version: str, told: bool) -> None
 
 
 def test_a_start_outside_of_the_workspace_is_refused() -> None:
-    with pytest.raises(ValueError, match="hand starts at z = 2 m, outside of its box from 0.01 to 0.45"):
+    with pytest.raises(ValueError, match=r"hand starts at z = 2 m, outside of its box from 0\.01 to 0\.45"):
         SawyerConfig(scene="drawer", hand=(0.0, 0.6, 2.0))
