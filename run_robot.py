@@ -92,10 +92,10 @@ def rig_settings(args: argparse.Namespace) -> RigConfig:
     """The rig alone, for commands that know no task. Raises ConfigError."""
     from configs.document import Layer
     from configs.loader import find, load
-    from configs.run import HwConfig
+    from configs.run import HwConfig, rig_checks
 
     layers = [Layer.from_file(path) for path in (find(CONFIGS / "hw", args.hw), *args.config)]
-    return load(HwConfig, [*layers, Layer.from_overrides(args.overrides)]).hw
+    return load(HwConfig, [*layers, Layer.from_overrides(args.overrides)], [rig_checks]).hw
 
 
 def check_envs(config: RunConfig) -> None:
@@ -182,9 +182,15 @@ def labels(config: RunConfig) -> dict[str, str]:
 
 
 def anchors(config: RunConfig) -> dict[str, float] | None:
-    """The mean returns of chance and expert with these settings of the task, where they were measured."""
+    """The mean returns of chance and expert with these settings of the task, where they were measured.
+
+    They were in the nominal simulation: another plant, or one of metal, has another scale.
+    """
+    from robot.sim import SimConfig
     from tasks.anchors import find_anchors, read_anchors
 
+    if config.hw.kind != "sim" or config.hw.sim != SimConfig():
+        return None
     found = find_anchors(config.task, read_anchors())
     return None if found is None else {"random": found.random.mean, "expert": found.expert.mean}
 
@@ -665,7 +671,10 @@ def usable(path: str) -> Iterator[None]:
 
     try:
         yield
-    except (ValueError, KeyError) as error:
+    except KeyError as error:
+        way_out = "score it with the settings that it was made with, without --set and --config"
+        raise ConfigError([f"{path}: has no {error}; {way_out}"]) from error
+    except ValueError as error:
         raise ConfigError([f"{path}: {error}"]) from error
 
 
@@ -703,8 +712,9 @@ def command_identify(args: argparse.Namespace) -> int:
         recording = Recording.load(path)
         with bar(console, "fitting") as told:
             found = identify(recording, told)
-        again = path.with_name(f"{recording.name}-{time.strftime('%Y%m%d-%H%M%S')}.yaml")
-        plant = again if source else path.with_suffix(".yaml")
+        plant = path.with_suffix(".yaml")
+        if source:
+            plant = path.with_name(f"{Path(recording.name).stem}-{time.strftime('%Y%m%d-%H%M%S')}.yaml")
         publish(found, path, plant, time.strftime("%Y-%m-%d %H:%M"), console)
     except FileNotFoundError as error:  # ROBEL's files
         raise MissingPart(str(error)) from error
@@ -713,16 +723,20 @@ def command_identify(args: argparse.Namespace) -> int:
 
 def record_plant(args: argparse.Namespace, console: Console) -> Path:
     """Moves the robot as an identification needs it; the file of what was measured, written at the end."""
-    from calibration.excitation import Excitation, ExcitationConfig
+    from calibration.excitation import Excitation, ExcitationConfig, plans, require_clear
     from calibration.plant_report import require_writable
     from calibration.progress import bar
 
-    path = PLANTS / f"{args.hw}-{time.strftime('%Y%m%d-%H%M%S')}.npz"
+    name, motions = Path(args.hw).stem, ExcitationConfig()
+    path = PLANTS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.npz"
     config = rig_settings(args)
     require_writable(path)
+    require_clear(motions, config.dclaw, plans(motions, config.dclaw, config.control_period))
     with open_rig(config, images=False) as rig, bar(console, "moving") as told:
-        recording = Excitation(rig, ExcitationConfig(), told).record(args.hw)
-    recording.require_usable().save(path)
+        excitation = Excitation(rig, motions, told)
+        hands_off = f"{name} moves for about {excitation.duration:.0f} s. Hands off; Ctrl-C lets it go limp."
+        console.print(hands_off, highlight=False, soft_wrap=True)
+        excitation.record(name).save(path)
     console.print(f"recorded: {path}", highlight=False, soft_wrap=True)
     return path
 

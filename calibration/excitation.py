@@ -14,6 +14,7 @@ from itertools import product
 import numpy as np
 from pydantic import Field, PositiveFloat
 
+from calibration.progress import Told
 from calibration.recording import FingerMotion, Part, Recording, ValveTurn
 from robot.clock import Ticker
 from robot.collision import FullTurnClearance
@@ -24,13 +25,11 @@ from robot.types import Config, Floats, MotionFault, RobotState
 
 SOON = 1e-6  # s: as good as now, where times are sums of floats
 
-Told = Callable[[str, float], None]  # what is going on, and how much of all is done, 0 to 1
-
 
 class Turn(Config):
     """One turn of the valve: by how much (rad), and after how much of it it is let go (None: at its end)."""
 
-    angle: float
+    angle: float = Field(gt=-math.pi, lt=math.pi)  # the valve takes the short way
     release: PositiveFloat | None = None
     part: Part = "fit"
 
@@ -41,7 +40,7 @@ class ExcitationConfig(Config):
     # At least 30 mm from the valve, however it stands, at every corner of all motions (ROBEL's shapes), and
     # bent outwards, so that the middle servo carries a known torque, against which its stiffness shows.
     base: tuple[float, float, float] = (0.0, -0.8, -0.2)
-    # A joint's excursion. 0.15 rad is 98 ticks of the encoder and a step that the filter lets pass whole.
+    # A joint's excursion. 0.15 rad is 98 ticks of the encoder; the filter lets it pass within two periods.
     amplitude: PositiveFloat = 0.15
     step_hold: PositiveFloat = 0.4  # s: five times the slowest time constant that is plausible (0.08 s)
     steps: tuple[float, ...] = (1, 0, -1, 0)  # of the amplitude; fast: inertia, damping, delay
@@ -65,7 +64,6 @@ class ExcitationConfig(Config):
     # s between readings, where the bus is quick enough: joints settle within 0.05 s, which the control period
     # alone would miss. A slower bus gives fewer readings, at the times that they have.
     sample: PositiveFloat = 0.0125
-    grant: PositiveFloat = 0.1  # s that the filter grants a target: steps as long as a policy's at 10 Hz
     clear: PositiveFloat = 0.015  # m that planned poses keep from the valve and from each other
     # rad from the base pose: soft servos (1 Nm/rad) sag by 0.1 rad under a finger and stick by as much.
     tolerance: PositiveFloat = 0.3
@@ -80,7 +78,7 @@ class UnsafePlan(MotionFault):
 
 @dataclass(frozen=True)
 class Plan:
-    """The targets of one finger's motion, one per control period."""
+    """The targets of one motion, of one joint or of a whole finger; one per control period."""
 
     part: Part
     finger: int
@@ -91,19 +89,17 @@ def plans(config: ExcitationConfig, dclaw: DynamixelConfig, period: float) -> li
     """What the fingers shall do, in order: joint by joint what is fitted, then what is held out."""
     size = len(FINGER_SEGMENTS)
     base = base_pose(config, dclaw)
-    single, joint = _single(config, period), _sines(config, period)
-    rest = np.zeros(round(config.rest / period))
+    rest = np.zeros((round(config.rest / period), size))
+    joints: list[tuple[Part, Floats]] = [
+        ("fit", np.outer(_single(config, period), joint)) for joint in np.eye(size)
+    ]
     found = []
     for finger in config.fingers:
-        for part in ("fit", "held-out"):
-            waves = np.zeros((0, size))
-            for number in range(size) if part == "fit" else ():
-                waves = np.concatenate([waves, np.outer(np.r_[rest, single], np.eye(size)[number])])
-            if part == "held-out":
-                waves = np.concatenate([np.zeros((len(rest), size)), joint])
+        for part, motion in (*joints, ("held-out", _sines(config, period))):
+            waves = np.concatenate([rest, motion])
             targets = np.tile(base, (len(waves), 1))
             targets[:, size * finger : size * (finger + 1)] += waves
-            found.append(Plan("fit" if part == "fit" else "held-out", finger, targets))
+            found.append(Plan(part, finger, targets))
     return found
 
 
@@ -132,7 +128,16 @@ def _sines(config: ExcitationConfig, period: float) -> Floats:
 
 
 def require_clear(config: ExcitationConfig, dclaw: DynamixelConfig, planned: Sequence[Plan]) -> None:
-    """Raises UnsafePlan when a corner of the motions leaves the box or comes too near anything."""
+    """Raises UnsafePlan when a corner of the motions leaves the box or comes too near anything.
+
+    Also when this robot may not move fast enough to make them.
+    """
+    speed, needed = dclaw.safety.max_velocity, config.amplitude / config.step_hold
+    if speed < needed:
+        raise UnsafePlan(
+            f"hw.dclaw.safety.max_velocity is {speed:g} rad/s; steps of {config.amplitude:g} rad within "
+            f"{config.step_hold:g} s need {needed:.2g}. Nothing has moved."
+        )
     lower, upper = np.array(dclaw.safety.lower), np.array(dclaw.safety.upper)
     clearance = FullTurnClearance()
     corners = {corner for plan in planned for corner in _corners(plan)}
@@ -222,12 +227,21 @@ class Excitation:
     # --- Fingers -------------------------------------------------------------------------------------------
 
     def _approach(self) -> None:
-        start = self._rig.robot.read().joints.position
-        stride = self._config.approach * self._period
-        count = max(1, math.ceil(float(np.abs(self._base - start).max()) / stride))
-        shares = np.minimum(np.arange(1, count + 1 + round(self._config.settle / self._period)) / count, 1.0)
-        self._follow(start + shares[:, None] * (self._base - start), lambda: None)
+        """Middle joints first: they lead the fingers outwards, away from each other and from the valve."""
+        here = self._rig.robot.read().joints.position
+        middle = np.arange(len(here)) % len(FINGER_SEGMENTS) == 1
+        self._ease(np.where(middle, self._base, here))
+        self._ease(self._base)
         self._require_there()
+
+    def _ease(self, pose: Floats) -> None:
+        """Goes straight to a pose (J,) rad and rests there a while."""
+        start, safety = self._rig.robot.read().joints.position, self._dclaw.safety
+        speed = min(self._config.approach, safety.max_velocity)
+        stride = speed * min(self._period, safety.max_period)
+        count = max(1, math.ceil(float(np.abs(pose - start).max()) / stride))
+        shares = np.minimum(np.arange(1, count + 1 + round(self._config.settle / self._period)) / count, 1.0)
+        self._follow(start + shares[:, None] * (pose - start), lambda: None)
 
     def _require_there(self) -> None:
         away = self._rig.robot.read().joints.position - self._base
@@ -240,7 +254,7 @@ class Excitation:
             )
 
     def _move(self, plan: Plan) -> FingerMotion:
-        what = f"finger {plan.finger + 1}, {'joint by joint' if plan.part == 'fit' else 'all joints'}"
+        what = f"finger {plan.finger + 1}, {'one joint' if plan.part == 'fit' else 'all joints'}"
         start = on_grid(self._dclaw, self._base)
         began = self._done
         trace = self._follow(plan.targets, lambda: self._tell(what))
@@ -277,7 +291,7 @@ class Excitation:
         return trace
 
     def _send(self, target: Floats) -> tuple[float, Floats]:
-        applied = self._rig.robot.command(target, self._config.grant)
+        applied = self._rig.robot.command(target, self._period)
         return self._rig.clock.now(), on_grid(self._dclaw, applied.target)
 
     def _require_moved(self, plan: Plan, motion: FingerMotion) -> None:

@@ -10,6 +10,7 @@ from itertools import product
 import numpy as np
 
 from calibration.least_squares import GOOD, Estimate, Parameter, Solution, Values, solve
+from calibration.progress import Told
 from calibration.recording import FingerMotion, Part, Recording, ValveTurn
 from calibration.rollout import Rollouts
 from robot.registers import RAD_PER_TICK
@@ -57,8 +58,6 @@ UNITS = {
 JITTER = 2e-3  # s by which a packet's time varies on a machine that has other work too
 _LATER = 1e-3  # s, to see what a delay does
 TIMING = ("command_delay", "release_delay")  # of the valve: what is fitted with it and then forgotten
-
-Told = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -108,25 +107,25 @@ class Identification:
 
     def errors(self, what: str, part: Part) -> Comparison | None:
         """Of the "fingers" or the "valve", in what was fitted or held out; None where there is none."""
-        if not self.motions(what, part):
+        if not (self.fingers(part) if what == "fingers" else self.turns(part)):
             return None
         before, after = (_rms(self.deviations(plant, what, part)) for plant in (self.nominal, self.plant))
         return Comparison(before, after)
-
-    def motions(self, what: str, part: Part) -> list[FingerMotion] | list[ValveTurn]:
-        """The motions of the "fingers" or the "valve" that were fitted or held out."""
-        if what == "fingers":
-            return [motion for motion in self.recording.fingers if motion.part == part]
-        return [turn for turn in self.recording.valve if turn.part == part]
 
     def deviations(self, plant: SimConfig, what: str, part: Part) -> list[Floats]:
         """Simulated less measured positions, rad, one series per joint and motion."""
         rollouts = Rollouts(self.recording.rig)
         if what == "fingers":
-            motions = [motion for motion in self.recording.fingers if motion.part == part]
-            return list(_finger_residuals(rollouts, plant, motions))
-        turns = [turn for turn in self.recording.valve if turn.part == part]
-        return list(_valve_residuals(rollouts, plant, turns, self.timing))
+            return list(_finger_residuals(rollouts, plant, self.fingers(part)))
+        return list(_valve_residuals(rollouts, plant, self.turns(part), self.timing))
+
+    def fingers(self, part: Part) -> list[FingerMotion]:
+        """The motions of fingers that were fitted or held out."""
+        return [motion for motion in self.recording.fingers if motion.part == part]
+
+    def turns(self, part: Part) -> list[ValveTurn]:
+        """The turns of the valve that were fitted or held out."""
+        return [turn for turn in self.recording.valve if turn.part == part]
 
 
 def nominal_plant(sim: SimConfig) -> SimConfig:

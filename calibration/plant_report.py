@@ -40,8 +40,10 @@ def publish(found: Identification, recording: Path, plant: Path, when: str, cons
 
 
 def require_writable(path: Path) -> None:
-    """Raises PermissionError, before the robot has moved, where a file could not be written afterwards."""
+    """Raises OSError, before the robot has moved, where a file could not be written afterwards."""
     folder = next(folder for folder in path.absolute().parents if folder.exists())
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     if not os.access(folder, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
@@ -94,6 +96,7 @@ def settings(found: Identification, when: str, source: str) -> str:
         f"# The plant of --hw {name} ({rig.kind}, {rig.name}), identified on {when}.",
         f"# Recording: {source}. The same fit again: run_robot.py identify --from {source}",
         "# Standard errors are behind the values; what the recording left open is not set here.",
+        "# hw.sim.randomise would draw such quantities anew: set to null there what is to stay.",
         *(f"# {line}" for line in _error_lines(found)),
         *(f"# {item.name}: {left_open(item)}" for item in found.findings if not item.determined),
         "hw:",
@@ -141,24 +144,23 @@ def _plants(found: Identification) -> list[SimConfig]:
 
 def _draw_finger(found: Identification, part: Part, axes: Sequence[Any]) -> None:
     """The first finger's three joints, one below the other."""
-    motion = next(motion for motion in found.recording.fingers if motion.part == part)
-    rollouts, times = Rollouts(found.recording.rig), motion.times - motion.times[0]
-    paths = [rollouts.fingers(plant, [motion])[0] for plant in _plants(found)]
+    motions, rollouts = found.fingers(part), Rollouts(found.recording.rig)
     for joint, (segment, axis) in enumerate(zip(FINGER_SEGMENTS, axes, strict=True)):
-        measured = motion.position[:, motion.joints][:, joint]
-        _draw_lines(axis, times, measured, [path[:, joint] for path in paths])
+        motion = max(motions, key=lambda one: np.ptp(one.targets[:, one.joints][:, joint]))
+        times, measured = motion.times - motion.times[0], motion.position[:, motion.joints][:, joint]
+        paths = [rollouts.fingers(plant, [motion])[0][:, joint] for plant in _plants(found)]
+        _draw_lines(axis, times, measured, paths)
         title = "fitted" if part == "fit" else "held out"
         axis.set_title(f"finger {motion.finger + 1}, {segment}: {title}, rad", fontsize=9, loc="left")
 
 
 def _draw_valve(found: Identification, part: Part, axis: Any) -> None:
     """All turns of the valve, one after the other, each from 0."""
-    turns = [turn for turn in found.recording.valve if turn.part == part]
-    rollouts, offset, gap = Rollouts(found.recording.rig), 0.0, 0.2
-    for turn in turns:
-        times, zero = turn.times - turn.times[0] + offset, turn.position[0]
-        paths = [rollouts.valve(plant, turn) - zero for plant in _plants(found)]
-        _draw_lines(axis, times, turn.position - zero, paths)
+    turns, offset, gap = found.turns(part), 0.0, 0.2
+    series = zip(*(found.deviations(plant, "valve", part) for plant in _plants(found)), strict=True)
+    for turn, deviations in zip(turns, series, strict=True):
+        times, measured = turn.times - turn.times[0] + offset, turn.position - turn.position[0]
+        _draw_lines(axis, times, measured, [measured + deviation for deviation in deviations])
         offset = float(times[-1]) + gap
     axis.set_title(f"valve: {'fitted' if part == 'fit' else 'held out'}, rad", fontsize=9, loc="left")
 

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+Told = Callable[[str, float], None]  # what is going on, and how much of all is done, 0 to 1
+
 
 @contextmanager
-def bar(console: Console, title: str) -> Iterator[Callable[[str, float], None]]:
+def bar(console: Console, title: str) -> Iterator[Told]:
     """A function that is told what is going on, and how much of all is done, 0 to 1."""
     columns = (
         TextColumn("{task.description:<36}"),

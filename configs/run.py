@@ -47,9 +47,7 @@ ROUNDING = 1e-3  # rad; angles in files have four digits
 def cross_checks(config: RunConfig) -> Iterator[Problem]:
     """What is right by itself but not beside the rest: task against robot, agent against camera."""
     images = config.agent.kind != "sac_state"
-    if config.hw.robot != OURS and config.hw.robot not in other_robots():
-        names = ", ".join([OURS, *other_robots()])
-        yield Problem("hw.robot", f"no installed package brings a robot {config.hw.robot!r}; known: {names}")
+    yield from rig_checks(config)
     mounted = isinstance(config.task, RobotTaskConfig) and config.task.sawyer is None
     if not mounted and config.hw.kind != "sim":
         yield Problem("hw.kind", f"a task of kind {config.task.kind} is simulated only: --hw sim")
@@ -57,7 +55,7 @@ def cross_checks(config: RunConfig) -> Iterator[Problem]:
         yield from _joints_and_time(config.task, config.hw)
     if images and isinstance(config.task, RobotTaskConfig):
         yield from _camera(config.task, config.hw)
-    if config.hw.sim.randomise.ranges and (config.hw.kind == "emulated" or not mounted):
+    if config.hw.sim.randomise.ranges and (config.hw.kind != "sim" or not mounted or config.hw.robot != OURS):
         yield Problem("hw.sim.randomise", "is for the simulated D'Claw: --hw sim and a task of its own")
     if images:
         yield from _halvings(config.task.image_size)
@@ -73,6 +71,13 @@ def cross_checks(config: RunConfig) -> Iterator[Problem]:
         yield Problem(
             "train.replay_capacity", f"holds less than the {random_steps} random steps to begin with"
         )
+
+
+def rig_checks(config: RunConfig | HwConfig) -> Iterator[Problem]:
+    """What a rig's section needs of what is installed."""
+    if config.hw.robot != OURS and config.hw.robot not in other_robots():
+        names = ", ".join([OURS, *other_robots()])
+        yield Problem("hw.robot", f"no installed package brings a robot {config.hw.robot!r}; known: {names}")
 
 
 def _joints_and_time(task: RobotTaskConfig, hw: RigConfig) -> Iterator[Problem]:

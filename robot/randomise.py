@@ -14,7 +14,16 @@ from typing import Annotated, Any, Literal, Self
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeFloat, PositiveFloat, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from robot.types import Config, Floats, Image, Snapshot
 from robot.world import FLOOR_TEXTURE, JOINTS, VALVE_JOINT, CameraPose, pointer_geom
@@ -42,6 +51,14 @@ def _ordered(interval: tuple[float, float]) -> tuple[float, float]:
     return interval
 
 
+# Beyond these a simulation means nothing any more, and in the end its arithmetic fails.
+LIMITS = {
+    **dict.fromkeys(("mount_offset", "camera_shift"), 0.1),  # m
+    **{"camera_azimuth": 180.0, "camera_elevation": 90.0, "camera_fovy": 180.0},  # deg
+    **{"command_delay": 1.0, "frame_delay": 1.0},  # s
+    **{"backlash": 0.5, "encoder_noise": 100.0, "colour_noise": 255.0},  # rad, ticks, levels
+}
+LIMIT = 100.0  # of everything else
 Probability = Annotated[float, Field(ge=0, le=1)]
 _LIST, _ORDER = BeforeValidator(_pair), AfterValidator(_ordered)
 Interval = Annotated[tuple[float, float], _LIST, _ORDER]
@@ -112,6 +129,14 @@ class RandomiseConfig(Config):
 
     A preset's name alone stands for all of its ranges; a section changes those of its `base`.
     """
+
+    @field_validator("*")
+    @classmethod
+    def _means_something(cls, value: Any, info: ValidationInfo) -> Any:
+        limit = LIMITS.get(info.field_name or "", LIMIT)
+        if isinstance(value, tuple) and max(map(abs, value)) > limit:
+            raise ValueError(f"numbers go to {limit:g} here, got {list(value)}")
+        return value
 
     base: Literal["off", "robel", "sim2real"] = "off"
     # Physics, in place of the values in hw.sim

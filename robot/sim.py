@@ -329,7 +329,7 @@ class SimPlant:
         if self.now() - time > max_age + 1e-9:
             raise StaleFrame(
                 f"the simulated frame is {self.now() - time:.3f} s old, at most {max_age:.3f} s are allowed; "
-                "lower hw.sim.frame_delay (or hw.sim.randomise.frame_drops), or raise the allowed age"
+                "lower frame_delay or frame_drops in hw.sim or hw.sim.randomise, or raise the allowed age"
             )
         if not self._drops:
             return self._photograph(time, qpos)
@@ -376,6 +376,7 @@ class SimPlant:
             self._vary_motors(draw)
             self._vary_senses(draw)
             self._forget()
+            self._due.clear()  # of another delay; refreshing sends every goal anew
             self.refresh()
             mujoco.mj_forward(self._model, self._data)
             if "mount_offset" in draw.values and (self._data.contact.dist < -JOLT).any():
@@ -442,6 +443,9 @@ class SimPlant:
                 self._measure(row)
                 servo.load(reg.GOAL_POSITION, servo.value(reg.PRESENT_POSITION))
             self.refresh()
+            if self._due:  # refreshed goals would come late, and motors be pulled to the old ones meanwhile
+                self._due.clear()
+                self._target[:] = self._ramp_from[:] = self._data.ctrl
             mujoco.mj_forward(self._model, self._data)
 
     # --- Servos and their table ----------------------------------------------------------------------------

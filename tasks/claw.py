@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import model_validator
+from pydantic import NonNegativeFloat, model_validator
 
 from robot.types import CameraFault, Config, Floats, Image, JointState
-from tasks.resets import FingerPose, ResetConfig, fingers, joint_name, move_to, reset_valve
+from tasks.resets import ResetConfig, fingers, joint_name, move_to, reset_valve
 from tasks.rewards import wrap_angle
 from tasks.task import Action, RobotTaskConfig, Task
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from robot.rig import Rig
 
 FINGERS = 3
+Reaches = tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat]  # proximal, middle, distal
 Colour = tuple[int, int, int]
 GREEN: Colour = (30, 200, 60)  # neither the floor's grey nor the valve's blue and red is near it
 DOT_RADIUS = 2.5 / 64  # of the image's height: 2.5 px of 64
@@ -45,7 +46,7 @@ class ClawConfig(RobotTaskConfig):
     """What every task of a D'Claw has."""
 
     # rad per finger joint that an action of 1 asks for, about 0; ROBEL's ranges (dclaw/base_env.py)
-    action_range: FingerPose = (0.48, math.pi / 3, math.pi / 2)
+    action_range: Reaches = (0.48, math.pi / 3, math.pi / 2)
     reset: ResetConfig = ResetConfig()
 
 

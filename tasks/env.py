@@ -153,12 +153,10 @@ class RobotEnv(gymnasium.Env[dict[str, Any], Action]):
     def _begun(self) -> _Episode:
         """One attempt to get to the start; every attempt draws the same episode."""
         rng, rest = deepcopy(self.np_random), np.zeros(self.task.action_size, np.float32)
-        drawn = self.rig.randomise(_beside(rng))
+        drawn = self.rig.randomise(rng.spawn(1)[0])  # goals are then those of a rig that is not randomised
         self.task.reset(self.rig, rng)
         snapshot = self._read(step=0)
         observation = self.task.observe(self.rig.perceived(snapshot), rest)
-        if drawn:
-            rng.random()  # the next draw is another one even where the task itself drew nothing
         self._np_random = rng
         return _Episode(snapshot, rest, observation, drawn)
 
@@ -225,14 +223,6 @@ class RobotEnv(gymnasium.Env[dict[str, Any], Action]):
         info: Info = {"fault": fault.name, "fault_message": str(fault)}
         copies = {key: value.copy() for key, value in episode.observation.items()}
         return copies, 0.0, False, True, info
-
-
-def _beside(rng: np.random.Generator) -> np.random.Generator:
-    """A generator that follows from another one's state and leaves that as it is.
-
-    A seed then gives the same goals and starts on rigs that are randomised and on those that are not.
-    """
-    return np.random.default_rng(deepcopy(rng).integers(2**32, size=4))
 
 
 def telemetry(snapshot: Snapshot) -> Info:

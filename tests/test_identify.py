@@ -20,6 +20,7 @@ from calibration.excitation import (
     base_pose,
     on_grid,
     plans,
+    require_clear,
 )
 from calibration.identify import Identification, identify
 from calibration.least_squares import Parameter, solve
@@ -229,11 +230,33 @@ def test_one_joint_moves_at_a_time_and_the_whole_takes_two_minutes_at_most() -> 
         assert Excitation(rig, config, silent).duration < 115.0
 
 
-def test_motions_that_come_too_near_the_valve_are_refused_before_anything_moves() -> None:
-    with build(RigConfig(kind="sim"), cameras=False) as rig:
-        for base, words in (((0.0, -0.6, 0.8), "mm from the valve"), ((0.4, -0.8, -0.2), "safety's box")):
-            with pytest.raises(UnsafePlan, match=words):
-                Excitation(rig, ExcitationConfig(base=base), silent)
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"base": (0.0, -0.6, 0.8)}, "mm from the valve"),
+        ({"base": (0.4, -0.8, -0.2)}, "safety's box"),
+        ({"amplitude": 0.14, "step_hold": 0.05}, "max_velocity"),
+    ],
+)
+def test_motions_that_come_too_near_the_valve_are_refused_before_anything_moves(
+    changed: dict[str, Any], words: str
+) -> None:
+    config, dclaw = ExcitationConfig(**changed), DynamixelConfig()
+    with pytest.raises(UnsafePlan, match=words):
+        require_clear(config, dclaw, plans(config, dclaw, 0.05))
+
+
+def test_a_robot_that_may_not_make_the_motions_is_not_even_opened(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def opened(*_: Any, **__: Any) -> None:
+        raise AssertionError("nothing may be opened, for torque comes with it")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("robot.rig.build", opened)
+    lower = "[-0.48,-0.7,-1.57,-0.48,-0.7,-1.57,-0.48,-0.7,-1.57]"
+    assert run_robot.main(["identify", "--hw", "sim", "--set", f"hw.dclaw.safety.lower={lower}"]) == 1
+    assert "Nothing has moved" in capsys.readouterr().err
 
 
 def test_targets_are_recorded_as_the_servos_got_them() -> None:
@@ -252,8 +275,10 @@ def test_a_blocked_joint_ends_it_by_name() -> None:
         excitation = Excitation(rig, SHORT, silent)
         excitation._approach()
         plant.inject(FaultSchedule([FaultConfig(kind="stuck-joint", servo=21, at=0.0, duration=60.0)]))
+        began = plant.now()
         with pytest.raises(MotionFault, match="Finger 2, middle, moved by"):
             excitation.record("sim")
+        assert plant.now() - began < 40  # of the finger before and of one joint: not of the whole finger
 
 
 # --- Recordings

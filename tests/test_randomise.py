@@ -191,6 +191,8 @@ def test_ranges_come_back_from_a_runs_config_file() -> None:
         (".camera_distance=[-0.5, 0]", r"camera_distance: from 0\.42 m, -0\.5 is too much"),
         (".camera_fovy=[0, 140]", r"camera_fovy: with 45 deg, 0 to 140 leaves"),
         (".frame_drops=[0, 2]", r"must be at most 1, saw 2"),
+        (".mount_offset=[5, 5]", r"mount_offset: numbers go to 0\.1 here"),
+        (".encoder_noise=[1e300, 1e300]", r"encoder_noise: numbers go to 100 here"),
     ],
 )
 def test_a_mistaken_range_says_what_was_meant(override: str, words: str) -> None:
@@ -596,6 +598,29 @@ def test_goals_are_the_same_on_a_rig_that_is_randomised_and_on_one_that_is_not(r
         for seed in (1, 2):
             alone = RANDOM.goal.sample(seeding.np_random(seed)[0])
             assert begun(robel, seed)["goal"] == begun(plain, seed)["goal"] == alone
+
+
+def test_goals_of_later_episodes_are_the_same_too(robel: Rig) -> None:
+    with closing(rig_of("off")) as plain:
+        goals = []
+        for rig in (robel, plain):
+            env = RobotEnv(rig, make_task(RANDOM), images=False)
+            goals.append([env.reset(seed=seed)[1]["parameters"]["goal"] for seed in (3, None, None)])
+    assert goals[0] == goals[1]
+
+
+def test_a_hand_put_down_again_does_not_swing_back_however_late_commands_are() -> None:
+    plant = SimPlant(SimConfig(command_delay=0.02, servo_stiffness=8.0))
+    for servo in plant.servos:
+        plant.write(reg.TORQUE_ENABLE, servo, 1)
+    plant.teleport(np.tile([0.0, -0.6, 0.9], 3), 0.0)
+    plant.advance_to(plant.now() + 0.2)
+    plant.teleport(RESET_POSE, 0.0)
+    furthest = 0.0
+    for _ in range(40):
+        plant.advance_to(plant.now() + 0.0025)
+        furthest = max(furthest, float(np.abs(plant.truth["qpos"][:9] - RESET_POSE).max()))
+    assert furthest < 0.03
 
 
 def test_a_seed_gives_the_same_draw_again_also_after_a_failed_attempt(robel: Rig) -> None:
