@@ -257,10 +257,13 @@ def open_suite(config: SuiteConfig, seed: int, *, images: bool) -> SuiteEnv:
 
 def open_rig(config: RigConfig, *, images: bool, arm: SawyerConfig | None = None) -> Rig:
     """The rig, or a simulated Sawyer in its place, not yet engaged."""
-    from robot.rig import build
+    from configs.document import ConfigError
+    from robot.rig import ForeignRobotError, build
 
     try:
         return build(config, cameras=images, arm=arm)
+    except ForeignRobotError as error:
+        raise ConfigError([f"hw.robot: {error}"]) from error
     except FileNotFoundError as error:  # a model's files; of everything else a rig raises its own faults
         raise MissingPart(str(error)) from error
 
@@ -621,7 +624,9 @@ def command_replay(args: argparse.Namespace) -> int:
     if isinstance(config.task, SuiteConfig):
         way_out = "evaluate --run shows what its run has learned"
         raise ConfigError([f"{args.episode} is of dm_control, and replay is for robots; {way_out}"])
-    task = make_task(config.task)
+    task, logged_as = make_task(config.task), episode.header.get("task_kind", config.task.kind)
+    if config.task.kind != logged_as:
+        raise ConfigError([f"{args.episode} is of a task of kind {logged_as}, not {config.task.kind}"])
     with usable(args.episode):
         task.restore(episode.parameters)
     if args.rescore:

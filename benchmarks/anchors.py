@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from agent.metrics import wilson
 from agent.policy import ConstantPolicy, Policy
-from configs.command_line import parse
+from configs.command_line import count, parse
 from configs.ending import exit_code, told
 from configs.loader import choices
 from configs.run import RunConfig
@@ -151,9 +151,9 @@ def options() -> argparse.Namespace:
     parser.add_argument(
         "tasks", nargs="*", metavar="TASK", help="files of configs/tasks; default: all with an expert"
     )
-    parser.add_argument("--seeds", type=int, help="episodes of each policy; default: 100, of a planner 30")
+    parser.add_argument("--seeds", type=count, help="episodes of each policy; default: 100, of a planner 30")
     parser.add_argument("--seconds", type=float, default=10.0, help="for each policy, without --write (10)")
-    parser.add_argument("--threads", type=int, default=2, help="for the expert's foresight (2)")
+    parser.add_argument("--threads", type=count, default=2, help="for the expert's foresight (2)")
     parser.add_argument("--write", action="store_true", help="measure them all, and keep the table")
     return parser.parse_args()
 
@@ -161,6 +161,10 @@ def options() -> argparse.Namespace:
 def main() -> None:
     """Prints the table, and keeps it if that is wished."""
     args = options()
+    if args.write and args.seeds:
+        raise SystemExit("--write keeps the table that ships: it takes the usual number of seeds, no --seeds")
+    if unknown := set(args.tasks) - set(with_expert()):
+        raise SystemExit(f"{', '.join(sorted(unknown))}: no expert; known: {', '.join(with_expert())}")
     if args.seeds is not None and args.seeds < 2:
         raise SystemExit(f"--seeds {args.seeds}: a spread needs at least 2")
     seconds = float("inf") if args.write else args.seconds

@@ -21,9 +21,9 @@ import mujoco
 import numpy as np
 
 from benchmarks.sim import show, timed
-from robot.sawyer import SCENES, WELD, SawyerConfig
-from robot.types import Floats
+from robot.sawyer import SCENES, WELD, SawyerRobot
 from tasks.registration import make
+from tasks.sawyer import ArmTask
 
 STOCK = {"door": "door-open-v3", "drawer": "drawer-close-v3", "pickup": "pick-place-v3"}
 ENOUGH, FACTOR = 150, 8  # steps per second with a picture, and how many times Metaworld's: what is claimed
@@ -60,8 +60,10 @@ def ours(scene: str, *, images: bool) -> tuple[Callable[[], object], Callable[[]
             env.reset()
         over = env.step(rng.uniform(-1, 1, 4).astype(np.float32))[3]
 
-    placed: Floats = np.array([0.05, 0.9, 0.15] if scene == "door" else [0.05, 0.65, 0.02])
-    return step, lambda: env.rig.robot.restart(placed, SawyerConfig(scene="door").hand)  # type: ignore[attr-defined]
+    task, robot = env.task, env.rig.robot
+    assert isinstance(task, ArmTask)
+    assert isinstance(robot, SawyerRobot)
+    return step, lambda: robot.restart(task.placed, task.start(), task.grip)
 
 
 def bench(scene: str, seconds: float) -> None:
@@ -69,12 +71,12 @@ def bench(scene: str, seconds: float) -> None:
     seen, restart = ours(scene, images=True)
     blind, _ = ours(scene, images=False)
     other = stock(scene)
-    action = np.zeros(4, np.float32)
+    rng = np.random.default_rng(0)
 
     def theirs() -> None:
         # Without this it draws into whichever context is current: ours, without shadows, and a wrong picture.
         other.mujoco_renderer.viewer.make_context_current()
-        other.step(action)
+        other.step(rng.uniform(-1, 1, 4).astype(np.float32))
         other.render()
 
     works: dict[str, Callable[[], object]] = {"seen": seen, "blind": blind, "restart": restart}

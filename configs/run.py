@@ -49,6 +49,8 @@ def cross_checks(config: RunConfig) -> Iterator[Problem]:
     images = config.agent.kind != "sac_state"
     yield from rig_checks(config)
     mounted = isinstance(config.task, RobotTaskConfig) and config.task.sawyer is None
+    if not mounted and config.hw.robot != OURS:
+        yield Problem("hw.robot", f"a task of kind {config.task.kind} brings its own")
     if not mounted and config.hw.kind != "sim":
         yield Problem("hw.kind", f"a task of kind {config.task.kind} is simulated only: --hw sim")
     if isinstance(config.task, RobotTaskConfig) and mounted and config.hw.robot == OURS:
@@ -78,6 +80,8 @@ def rig_checks(config: RunConfig | HwConfig) -> Iterator[Problem]:
     if config.hw.robot != OURS and config.hw.robot not in other_robots():
         names = ", ".join([OURS, *other_robots()])
         yield Problem("hw.robot", f"no installed package brings a robot {config.hw.robot!r}; known: {names}")
+    if config.hw.robot == OURS and config.hw.settings:
+        yield Problem("hw.settings", "is for robots of other packages (hw.robot); the D'Claw's is hw.dclaw")
 
 
 def _joints_and_time(task: RobotTaskConfig, hw: RigConfig) -> Iterator[Problem]:

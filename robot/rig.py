@@ -30,7 +30,7 @@ from robot.randomise import Draw
 from robot.sawyer import SawyerConfig, SawyerPlant, SawyerRobot
 from robot.settings import DynamixelConfig
 from robot.sim import SimConfig, SimPlant
-from robot.types import Camera, CameraFault, Clock, Config, Image, PortLost, Robot, Snapshot
+from robot.types import Camera, CameraFault, Clock, Config, Fault, Image, PortLost, Robot, Snapshot
 
 CAMERA = "front"
 OURS = "dclaw"
@@ -66,6 +66,10 @@ class DescribedRobot(Robot, Protocol):
     def describe(self) -> dict[str, Any]:
         """Calibration and limits in force, as plain data."""
         ...
+
+
+class ForeignRobotError(ValueError):
+    """A robot of another package could not be built."""
 
 
 def _nothing() -> Mapping[str, float]:
@@ -124,7 +128,8 @@ class Rig:
     def describe(self) -> dict[str, Any]:
         """What a log must hold to be understood without this machine, as plain data."""
         about = {"kind": self.config.kind, "name": self.config.name, "realtime": self.realtime}
-        world = {} if self.config.kind == "real" else {"sim": self.config.sim.model_dump(mode="json")}
+        ours = isinstance(self.robot, DynamixelRobot) and self.config.kind != "real"
+        world = {"sim": self.config.sim.model_dump(mode="json")} if ours else {}
         views = {name: _projection(camera) for name, camera in self.cameras.items()}
         return {**about, "robot": self.robot.describe(), "projections": views, **world}
 
@@ -244,9 +249,17 @@ def _build_other(config: RigConfig, *, cameras: bool) -> Rig:
     if config.robot not in known:
         names = ", ".join(["dclaw", *known])
         raise ValueError(f"no installed package brings a robot {config.robot!r}; known: {names}")
-    rig = known[config.robot].load()(config, cameras=cameras)
+    try:
+        rig = known[config.robot].load()(config, cameras=cameras)
+    except Fault:
+        raise
+    except Exception as error:  # whatever somebody else's module does
+        said = f"{type(error).__name__}: {error}"
+        raise ForeignRobotError(f"{known[config.robot].value} made no rig of hw ({said})") from error
     if not isinstance(rig, Rig):
-        raise TypeError(f"{known[config.robot].value} made a {type(rig).__name__}, expected a robot.rig.Rig")
+        raise ForeignRobotError(
+            f"{known[config.robot].value} made a {type(rig).__name__}, expected a robot.rig.Rig"
+        )
     return rig
 
 

@@ -45,7 +45,8 @@ WELD = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 5.0)
 BLUE = (0.1, 0.25, 0.9, 1.0)  # as in the paper's pictures
 SETTLED: Point = (0.0, 0.6, 0.155)  # m, of the tool centre: Metaworld's reset pose
 SETTLING = 4.0  # s until the arm, dropped into its weld, moves by less than 1e-8 rad/s
-IK_STEPS = 20
+IK_STEPS = 100  # 5 usually do; at a joint's limit it creeps
+OPEN, CLOSED = -1.0, 1.0  # efforts of the fingers
 IK_TOLERANCE = 1e-5  # m and rad
 AXES = 3  # of a point, and of a turn
 NOT_MEASURED: Floats = np.empty(0)
@@ -61,7 +62,6 @@ class Scene:
     joint: str  # of the thing: door, drawer or block
     rest: float  # its start, in units of the joint; a block has none
     handle: tuple[str, Point]  # a body, and the point of it that a finger can hook or grasp, m in its frame
-    camera: CameraPose  # with which the thing and the hand fill the picture
 
     @property
     def free(self) -> bool:
@@ -76,7 +76,6 @@ SCENES = {
         joint="doorjoint",
         rest=0.0,
         handle=("door_link", (0.381, -0.12, 0.0)),
-        camera=CameraPose(lookat=(-0.02, 0.68, 0.12), distance=1.0, azimuth=150.0, elevation=-40.0),
     ),
     "drawer": Scene(
         "sawyer_drawer.xml",
@@ -84,7 +83,6 @@ SCENES = {
         joint="goal_slidey",
         rest=-0.15,  # open, as Metaworld has it: 1 cm from its stop
         handle=("drawer_link", (0.0, -0.15, 0.0)),
-        camera=CameraPose(lookat=(0.0, 0.7, 0.1), distance=0.9, azimuth=140.0, elevation=-35.0),
     ),
     "pickup": Scene(
         "sawyer_pick_place_v3.xml",
@@ -92,7 +90,6 @@ SCENES = {
         joint="objjoint",
         rest=0.0,
         handle=("obj", (0.0, 0.0, 0.0)),
-        camera=CameraPose(lookat=(0.0, 0.65, 0.07), distance=0.6, azimuth=140.0, elevation=-30.0),
     ),
 }
 
@@ -110,7 +107,7 @@ class SawyerConfig(Config):
     # Without it a held block creeps out of the fingers by 1 mm/s; three iterations cost a tenth of the speed.
     noslip_iterations: int = Field(3, ge=0)
     mesh_cell: float = Field(0.005, gt=0)  # m: vertices closer than this are merged, for pictures only
-    camera: CameraPose | None = None  # None: the scene's own
+    camera: CameraPose = CameraPose()  # each scene's arm has its own
 
     @model_validator(mode="after")
     def _starts_inside(self) -> Self:
@@ -158,13 +155,35 @@ def _decimate(spec: Any, mesh: Any, folder: Path, cell: float) -> None:
         spec.assets[mesh.file] = coarse
 
 
+class DoorArm(SawyerConfig):
+    """The arm before the door, with room to step back: the handle comes to y = 0.37 m."""
+
+    scene: Literal["door"] = "door"
+    lower: Point = (-0.5, 0.3, 0.01)
+    camera: CameraPose = CameraPose(lookat=(-0.02, 0.68, 0.12), distance=1.0, azimuth=150.0, elevation=-40.0)
+
+
+class DrawerArm(SawyerConfig):
+    """The arm before the drawer."""
+
+    scene: Literal["drawer"] = "drawer"
+    camera: CameraPose = CameraPose(lookat=(0.0, 0.7, 0.1), distance=0.9, azimuth=140.0, elevation=-35.0)
+
+
+class PickupArm(SawyerConfig):
+    """The arm over a block."""
+
+    scene: Literal["pickup"] = "pickup"
+    camera: CameraPose = CameraPose(lookat=(0.0, 0.65, 0.07), distance=0.6, azimuth=140.0, elevation=-30.0)
+
+
 class SawyerPlant:
     """The world beneath the arm: clock, camera, and a hand that follows where it is aimed."""
 
     def __init__(self, config: SawyerConfig, image_size: tuple[int, int] = (64, 64)) -> None:
         """image_size: (width, height) px. Raises FileNotFoundError without Metaworld's files."""
         self.config, self.scene = config, SCENES[config.scene]
-        self._camera = config.camera or self.scene.camera
+        self._camera = config.camera
         self._model = sawyer_model(config)
         self._data = mujoco.MjData(self._model)
         self._timestep = float(self._model.opt.timestep)
@@ -172,8 +191,9 @@ class SawyerPlant:
         self._image_size, self._sequence = image_size, 0
         self._painter: Painter | None = None
         self._index()
-        self._settled = self._settle()
-        self.restart(self._model.body_pos[self._placed], config.hand)
+        self._opened = self._settle(OPEN)
+        self._closed = self._settle(CLOSED)
+        self.restart(self._model.body_pos[self._placed].copy(), config.hand)
 
     def _index(self) -> None:
         model = self._model
@@ -182,6 +202,8 @@ class SawyerPlant:
         self._tips = [model.site(f"{side}EndEffector").id for side in ("right", "left")]
         self._claws = [model.joint(name).dofadr[0] for name in ("r_close", "l_close")]
         self._arm = np.array([model.joint(name).dofadr[0] for name in ARM])
+        self._arm_qpos = np.array([model.joint(name).qposadr[0] for name in ARM])
+        self._low, self._high = np.array([model.joint(name).range for name in ARM]).T
         thing = model.joint(self.scene.joint)
         self._thing_qpos, self._thing_dof = int(thing.qposadr[0]), int(thing.dofadr[0])
         body, self._bar = self.scene.handle
@@ -214,7 +236,7 @@ class SawyerPlant:
         data = self._data
         opening = float(np.linalg.norm(np.subtract(*data.site_xpos[self._tips])))
         closing = float(data.qvel[self._claws[0]] - data.qvel[self._claws[1]])
-        _, velocity = self._velocity(mujoco.mjtObj.mjOBJ_XBODY, self._hand)
+        velocity = np.mean([self._velocity(mujoco.mjtObj.mjOBJ_SITE, tip)[1] for tip in self._tips], axis=0)
         return np.append(self.tip, opening), np.append(velocity, -closing)
 
     @property
@@ -247,27 +269,28 @@ class SawyerPlant:
         self._data.mocap_pos[0] = tip + ABOVE
         self._data.ctrl[:] = grip, -grip
 
-    def restart(self, placed: Floats, tip: Floats | Point) -> None:
+    def restart(self, placed: Floats, tip: Floats | Point, grip: float = OPEN) -> None:
         """The settled start again: the thing at `placed` (3,) m, the tool centre at `tip` (3,) m.
 
-        Raises MotionFault for a place that the arm cannot reach.
+        The fingers are open or closed, as `grip` is below or above 0. Raises MotionFault for a place that the
+        arm cannot reach.
         """
-        data = self._data
-        mujoco.mj_setState(self._model, data, self._settled, mujoco.mjtState.mjSTATE_INTEGRATION)
+        data, settled = self._data, self._opened if grip <= 0 else self._closed
+        mujoco.mj_setState(self._model, data, settled, mujoco.mjtState.mjSTATE_INTEGRATION)
         if self.scene.free:
             data.qpos[self._thing_qpos : self._thing_qpos + AXES] = placed
         else:
             self._model.body_pos[self._placed] = placed
             data.qpos[self._thing_qpos] = self.scene.rest
         self._reach(np.asarray(tip, np.float64))
-        self.aim(np.asarray(tip, np.float64), -1.0)
+        self.aim(np.asarray(tip, np.float64), grip)
         mujoco.mj_forward(self._model, data)
 
-    def _settle(self) -> Floats:
-        """The whole state once the arm has come to rest, fingers open, at the middle of the workspace."""
+    def _settle(self, grip: float) -> Floats:
+        """The whole state once the arm has come to rest in the middle of the workspace."""
         model, data = self._model, self._data
         data.mocap_quat[0] = POINTING_DOWN
-        self.aim(np.array(SETTLED), -1.0)
+        self.aim(np.array(SETTLED), grip)
         if not self.scene.free:
             data.qpos[self._thing_qpos] = self.scene.rest
         mujoco.mj_step(model, data, round(SETTLING / self._timestep))
@@ -291,8 +314,22 @@ class SawyerPlant:
             if np.abs(error).max() < IK_TOLERANCE:
                 return
             mujoco.mj_jacBody(model, data, jacobian[:AXES], jacobian[AXES:], self._hand)
-            data.qpos[self._arm] += np.linalg.lstsq(jacobian[:, self._arm], error, rcond=1e-3)[0]
-        raise MotionFault(f"The arm cannot bring its hand to {np.round(tip, 3).tolist()} m.")
+            data.qpos[self._arm_qpos] = self._bent(jacobian[:, self._arm], error)
+        raise MotionFault(
+            f"The arm cannot bring its hand to {np.round(tip, 3).tolist()} m. Move "
+            "task.arm.hand nearer to it, or task.low and task.high."
+        )
+
+    def _bent(self, jacobian: Floats, error: Floats) -> Floats:
+        """(7,) rad: the arm after a Newton step; for joints that are at a limit the others make up."""
+        angles, free = self._data.qpos[self._arm_qpos], np.ones(len(ARM), bool)
+        while True:
+            step = np.zeros(len(ARM))
+            step[free] = np.linalg.lstsq(jacobian[:, free], error, rcond=1e-3)[0]
+            beyond = ((angles <= self._low) & (step < 0)) | ((angles >= self._high) & (step > 0))
+            if not (free & beyond).any():
+                return np.asarray(np.clip(angles + step, self._low, self._high))
+            free &= ~beyond
 
     # --- Camera --------------------------------------------------------------------------------------------
 
@@ -350,9 +387,9 @@ class SawyerRobot:
         self.plant.aim(safe.target, grip)
         return Applied(np.append(safe.target, grip), target, safe.reasons)
 
-    def restart(self, placed: Floats, tip: Floats | Point) -> None:
+    def restart(self, placed: Floats, tip: Floats | Point, grip: float = OPEN) -> None:
         """Everything as at an episode's start; see `SawyerPlant.restart`."""
-        self.plant.restart(placed, tip)
+        self.plant.restart(placed, tip, grip)
 
     def hold(self) -> None:
         """Stays where it is."""

@@ -10,13 +10,16 @@ import functools
 import warnings
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
+from typing import get_args
 
 from tasks.pose import Pose
 from tasks.sawyer import Door, Drawer, Pickup
+from tasks.suite import SuiteConfig
 from tasks.task import RobotTaskConfig, Task
 from tasks.valve import Valve
 
 GROUP = "dclaw_slac.tasks"
+SUITE = SuiteConfig.model_fields["kind"].default
 OURS: tuple[type[Task], ...] = (Valve, Pose, Door, Drawer, Pickup)
 
 
@@ -41,17 +44,19 @@ def _problem(entry: EntryPoint, taken: dict[str, type[Task]]) -> str:
     """Why an entry point is no task, or nothing."""
     try:
         task = entry.load()
-    except Exception as error:  # whatever somebody else's module does when it is imported
+    except (Exception, SystemExit) as error:  # whatever somebody else's module does when it is imported
         return f"it cannot be imported ({type(error).__name__}: {error})"
     if not (isinstance(task, type) and issubclass(task, Task)):
         return "it is no subclass of tasks.Task"
     config = getattr(task, "Config", None)
     if not (isinstance(config, type) and issubclass(config, RobotTaskConfig)):
         return "its Config is no subclass of tasks.RobotTaskConfig"
-    kind = config.model_fields["kind"].default
-    if not isinstance(kind, str):
+    field = config.model_fields["kind"]
+    if not isinstance(field.default, str) or get_args(field.annotation) != (field.default,):
         return 'its Config has no `kind: Literal["WORD"] = "WORD"`'
-    return f"there is a task of kind {kind!r} already" if kind in taken else ""
+    if lacking := sorted(getattr(task, "__abstractmethods__", ())):
+        return f"it does not say {', '.join(lacking)}"
+    return f"there is a task of kind {field.default!r} already" if field.default in {*taken, SUITE} else ""
 
 
 def make_task(config: RobotTaskConfig) -> Task:

@@ -29,16 +29,19 @@ NAMESPACE = "dclaw"
 
 
 def make(
-    task: str, *, images: bool = True, render_mode: str | None = None, settings: Sequence[str] = ()
+    task: str, *, images: bool = True, render_mode: str | None = None, settings: str | Sequence[str] = ()
 ) -> RobotEnv:
     """The task of a file of configs/tasks, or of another YAML file, in simulation.
 
     Raises ConfigError for settings that are none, FileNotFoundError for a model that is not installed.
     """
+    settings = (settings,) if isinstance(settings, str) else settings
     agent = "slac" if images else "sac_state"  # what the checks of cameras and sizes are for
     files = (("tasks", task), ("hw", "sim"), ("agent", agent))
     layers = [Layer.from_file(find(CONFIGS / folder, name)) for folder, name in files]
     config = load(RunConfig, [*layers, Layer.from_overrides(settings)], [cross_checks])
+    if config.hw.kind != "sim":
+        raise ValueError("hw.kind: what gymnasium makes is simulated; run_robot.py drives robots")
     if not isinstance(config.task, RobotTaskConfig):
         raise ValueError(f"{task} is of dm_control, which registers its tasks itself")
     return standalone(config.task, config.hw, images=images, render_mode=render_mode)

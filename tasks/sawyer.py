@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from robot.sawyer import Point, SawyerConfig, SawyerRobot
+from robot.sawyer import CLOSED, OPEN, SCENES, DoorArm, DrawerArm, PickupArm, Point, SawyerConfig, SawyerRobot
 from robot.types import Applied, Floats, JointState, Snapshot
 from tasks.task import Action, DemonstratedTask, Observation, RobotTaskConfig
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 AXES = slice(0, 3)  # of a hand, or of a point
 GRIP = 3
 LEAD = 0.05  # m by which the set-point may be ahead of the hand: what stops the hand does not wind it up
-OPEN, CLOSED = -1.0, 1.0
 
 
 class ArmTaskConfig(RobotTaskConfig):
@@ -33,10 +32,17 @@ class ArmTaskConfig(RobotTaskConfig):
 
     arm: SawyerConfig
     horizon: int = Field(100, ge=1)
-    period: float = Field(0.05, gt=0)  # s
+    period: float = Field(0.05, ge=0.0025)  # s, a step of the physics at least
     stride: float = Field(0.02, gt=0, le=0.05)  # m that an action of 1 moves the set-point in one step
     low: Point  # m, the thing is put anywhere between
     high: Point
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        for axis, low, high in zip("xyz", self.low, self.high, strict=True):
+            if low > high:
+                raise ValueError(f"low {axis} = {low:g} m is above high {axis} = {high:g} m; swap them")
+        return self
 
     @property
     def sawyer(self) -> SawyerConfig:
@@ -49,6 +55,7 @@ class ArmTask(DemonstratedTask):
 
     action_size = 4
     joint_unit = "m"
+    joint_names = ("hand x", "hand y", "hand z")
 
     def __init__(self, config: ArmTaskConfig) -> None:
         super().__init__(config)
@@ -56,6 +63,7 @@ class ArmTask(DemonstratedTask):
         self.placed: Floats = np.array(config.low)  # m, where the thing is in this episode
         self._low, self._high, self._stride = np.array(config.low), np.array(config.high), config.stride
         self._setpoint: Floats = np.array(config.arm.hand)
+        self._lead = min(LEAD, config.arm.max_velocity * config.period)
 
     @property
     def joint_size(self) -> int:
@@ -72,22 +80,25 @@ class ArmTask(DemonstratedTask):
         self.placed = np.array([parameters[axis] for axis in "xyz"])
 
     @property
+    def grip(self) -> float:
+        """The fingers' effort at the start: they are open."""
+        return OPEN
+
+    @property
     def hold(self) -> Action:
-        """Stays, fingers open."""
-        return np.array([0.0, 0.0, 0.0, OPEN], np.float32)
+        """Stays, fingers as they are at the start."""
+        return np.array([0.0, 0.0, 0.0, self.grip], np.float32)
 
     def reset(self, rig: Rig, rng: np.random.Generator) -> None:
         """Puts the thing somewhere and the hand to its start. Raises ValueError on another robot."""
         robot = robot_of(rig)
         self.placed = rng.uniform(self._low, self._high)
         self._setpoint = self.start()
-        robot.restart(self.placed, self._setpoint)
+        robot.restart(self.placed, self._setpoint, self.grip)
 
     def put_back(self, rig: Rig, joints: Floats, thing: Floats) -> None:
         """The restart of that episode."""
-        robot_of(rig).restart(self.placed, joints[AXES])
-
-    joint_names = ("hand x", "hand y", "hand z")
+        robot_of(rig).restart(self.placed, joints[AXES], self.grip)
 
     def apart(self, now: Floats, then: Floats) -> Floats:
         """The distance between two places of the handle."""
@@ -101,7 +112,7 @@ class ArmTask(DemonstratedTask):
         """(4,): the set-point, moved on by the action's stride and never far from the hand, and the grip."""
         wish = np.asarray(action, np.float64)
         moved = self._setpoint + self._stride * wish[AXES]
-        near = np.clip(moved, state.position[AXES] - LEAD, state.position[AXES] + LEAD)
+        near = np.clip(moved, state.position[AXES] - self._lead, state.position[AXES] + self._lead)
         self._setpoint = np.clip(near, self.arm.lower, self.arm.upper)
         return np.append(self._setpoint, wish[GRIP])
 
@@ -158,13 +169,6 @@ class HingedTask(ArmTask):
 # --- Door
 
 
-class DoorArm(SawyerConfig):
-    """The arm before the door, with room to step back: the handle comes to y = 0.37 m."""
-
-    scene: Literal["door"] = "door"
-    lower: Point = (-0.5, 0.3, 0.01)
-
-
 class DoorConfig(ArmTaskConfig):
     """Open a door by its handle."""
 
@@ -182,8 +186,6 @@ class DoorConfig(ArmTaskConfig):
 DOOR_HINGE = np.array([-0.185, -0.1, 0.0])  # m, in the frame that is placed
 DOOR_HANDLE = np.array([0.381, -0.12])  # m, from the hinge to the middle of the bar, door closed
 DOOR_HOOK = np.array([0.39, -0.06])  # m, from the hinge to where a finger is between bar and door
-
-
 DOOR_PULL = np.array([0.39, -0.09])  # m, from the hinge to where it is aimed, so that it leans on the bar
 
 
@@ -202,6 +204,11 @@ class Door(HingedTask):
         if self.config.start == "away":
             return super().start()
         return np.asarray(self.placed + DOOR_HINGE + np.append(DOOR_HOOK, 0.0))
+
+    @property
+    def grip(self) -> float:
+        """Closed behind the bar, where there is no room for open fingers."""
+        return OPEN if self.config.start == "away" else CLOSED
 
     def reward(self, snapshot: Snapshot, applied: Applied) -> dict[str, float]:
         """Equation 12."""
@@ -249,12 +256,6 @@ def _turned(point: Floats, angle: float) -> Floats:
 # --- Drawer
 
 
-class DrawerArm(SawyerConfig):
-    """The arm before the drawer."""
-
-    scene: Literal["drawer"] = "drawer"
-
-
 class DrawerConfig(ArmTaskConfig):
     """Close a drawer."""
 
@@ -262,7 +263,7 @@ class DrawerConfig(ArmTaskConfig):
     arm: DrawerArm = DrawerArm()
     low: Point = (-0.1, 0.9, 0.0)  # m, of the chest; Metaworld's
     high: Point = (0.1, 0.9, 0.0)
-    goal: float = 0.0  # m along the drawer's way, which goes from -0.16, open, to 0, closed
+    goal: float = Field(0.0, ge=-0.16, le=0)  # m along the drawer's way, from -0.16, open, to 0, closed
     success: float = Field(0.02, gt=0)  # m
 
 
@@ -291,7 +292,8 @@ class Drawer(HingedTask):
     def measures(self, snapshot: Snapshot) -> dict[str, float]:
         """How far the drawer is from its goal, m, and how much of the way is done."""
         error = abs(self.way(snapshot) - self.config.goal)
-        return {"error": error, "score": max(0.0, 1 - error / 0.16)}
+        whole = max(abs(SCENES["drawer"].rest - self.config.goal), 1e-3)
+        return {"error": error, "score": max(0.0, 1 - error / whole)}
 
     @property
     def labels(self) -> dict[str, str]:
@@ -315,12 +317,6 @@ class Drawer(HingedTask):
 # --- Pick-up
 
 
-class PickupArm(SawyerConfig):
-    """The arm over a block."""
-
-    scene: Literal["pickup"] = "pickup"
-
-
 class PickupConfig(ArmTaskConfig):
     """Lift a block."""
 
@@ -328,9 +324,8 @@ class PickupConfig(ArmTaskConfig):
     arm: PickupArm = PickupArm()
     low: Point = (-0.1, 0.6, 0.02)  # m, of the block's centre; Metaworld's
     high: Point = (0.1, 0.7, 0.02)
-    lift: float = Field(
-        0.04, gt=0
-    )  # m above where it lay; robosuite's threshold, of the same reward's origin
+    # m above where it lay; robosuite's threshold, of the same reward's origin
+    lift: float = Field(0.04, gt=0)
 
 
 class Pickup(ArmTask):

@@ -26,6 +26,15 @@ def broken(config, *, cameras):
 '''
 
 
+def task(kind: str, base: str = "Valve") -> str:
+    """A module with a task whose settings say `kind`."""
+    return (
+        "from typing import Literal\nfrom tasks import RobotTaskConfig, Task, Valve, ValveConfig\n"
+        f"class C({'ValveConfig' if base == 'Valve' else 'RobotTaskConfig'}):\n    {kind}\n"
+        f"class T({base}):\n    Config = C\n"
+    )
+
+
 def block(language: str) -> str:
     """The first block of a language in the guide."""
     found = re.search(rf"```{language}\n(.*?)```", GUIDE, re.DOTALL)
@@ -89,6 +98,11 @@ def test_the_guide_is_as_short_as_it_says() -> None:
         ("gone:Task", "", "cannot be imported (ModuleNotFoundError"),
         ("guest:thing", "thing = 3", "no subclass of tasks.Task"),
         ("guest:T", "from tasks import Valve\nclass T(Valve): pass", "kind 'valve' already"),
+        ("guest:T", task("kind: str = 'spin'"), 'has no `kind: Literal["WORD"] = "WORD"`'),
+        ("guest:T", task("kind: Literal['a', 'valve'] = 'a'"), 'has no `kind: Literal["WORD"] = "WORD"`'),
+        ("guest:T", task("kind: Literal['dm_control'] = 'dm_control'"), "kind 'dm_control' already"),
+        ("guest:T", task("kind: Literal['t'] = 't'", "Task"), "it does not say action_size, apart"),
+        ("guest:T", "import sys; sys.exit(3)", "cannot be imported (SystemExit: 3)"),
     ],
 )
 def test_a_task_that_is_none_is_left_out_and_told(
@@ -102,12 +116,17 @@ def test_a_task_that_is_none_is_left_out_and_told(
 
 
 def test_a_robot_of_a_package_is_driven_like_our_own(tmp_path: Path) -> None:
-    points = "[dclaw_slac.robots]\narm = guest:arm\nbroken = guest:broken\n"
+    points = "[dclaw_slac.robots]\narm = guest:arm\nbroken = guest:broken\nnowhere = nowhere:arm\n"
     guest = installed(tmp_path, points, guest=ARM)
     line = "--task valve_fixed --hw sim --agent sac_state --dry-run --set hw.robot="
     done = run(line + "arm", guest)
     assert done.returncode == 0, done.stderr
     assert "ok: one step" in done.stdout
+    for name, words in (("broken", "guest:broken"), ("nowhere", "ModuleNotFoundError")):
+        failed = run(line + name, guest)
+        assert failed.returncode == 2, failed.stderr
+        assert words in failed.stderr
+        assert "Traceback" not in failed.stderr
     unknown = run(line + "leg", guest)
     assert unknown.returncode == 2
-    assert "no installed package brings a robot 'leg'; known: dclaw, arm, broken" in unknown.stderr
+    assert "no installed package brings a robot 'leg'; known: dclaw, arm, broken, nowhere" in unknown.stderr

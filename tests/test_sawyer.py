@@ -4,7 +4,7 @@ import math
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,22 +13,22 @@ from numpy.typing import NDArray
 
 from robot.rig import Rig, RigConfig, build
 from robot.safety import POSITION_LIMIT, VELOCITY_LIMIT
-from robot.sawyer import SCENES, SawyerConfig, SawyerPlant, SawyerRobot, find_metaworld, sawyer_model
+from robot.sawyer import (
+    SCENES,
+    DoorArm,
+    DrawerArm,
+    PickupArm,
+    SawyerConfig,
+    SawyerPlant,
+    SawyerRobot,
+    find_metaworld,
+    sawyer_model,
+)
 from robot.types import Applied, InvalidCommand, JointState, MotionFault, Snapshot
 from robot.world import check_mujoco
 from tasks import RobotEnv, make_task
 from tasks.replay import replay, rescore
-from tasks.sawyer import (
-    ArmTask,
-    ArmTaskConfig,
-    Door,
-    DoorConfig,
-    Drawer,
-    DrawerConfig,
-    Pickup,
-    PickupArm,
-    PickupConfig,
-)
+from tasks.sawyer import ArmTask, ArmTaskConfig, Door, DoorConfig, Drawer, DrawerConfig, Pickup, PickupConfig
 
 TASKS: dict[str, ArmTaskConfig] = {
     "door": DoorConfig(),
@@ -43,9 +43,12 @@ UP, OBLIQUE = np.array([0.0, 0.0, 1.0]), np.array([0.01, 0.0, -0.01])
 NO_COMMAND = Applied(np.zeros(4), np.zeros(4))
 
 
-@pytest.fixture(scope="module", params=SCENES)
+ARMS: dict[str, SawyerConfig] = {"door": DoorArm(), "drawer": DrawerArm(), "pickup": PickupArm()}
+
+
+@pytest.fixture(scope="module", params=ARMS)
 def plant(request: pytest.FixtureRequest) -> Iterator[SawyerPlant]:
-    plant = SawyerPlant(SawyerConfig(scene=request.param))
+    plant = SawyerPlant(ARMS[request.param])
     yield plant
     plant.close()
 
@@ -103,12 +106,21 @@ def test_a_restart_is_the_same_whatever_was_before(plant: SawyerPlant) -> None:
     np.testing.assert_array_equal(episode(), first)
 
 
-def test_a_restart_brings_the_hand_to_any_point_of_the_workspace(plant: SawyerPlant) -> None:
-    placed = middle(TASKS[plant.config.scene])
-    for tip in ([0.2, 0.7, 0.3], [-0.3, 0.5, 0.2], [0.0, 0.45, 0.4]):
-        plant.restart(placed, np.array(tip))
-        np.testing.assert_allclose(plant.tip, tip, atol=1e-3)
-        assert np.abs(plant.hand[1]).max() < 1e-6
+def test_a_restart_brings_the_hand_to_points_of_the_workspace_where_it_then_stays(plant: SawyerPlant) -> None:
+    """A hand that hangs on joints beyond their limits would be thrown off at once."""
+    rng, reached = np.random.default_rng(0), 0
+    placed = middle(TASKS[plant.config.scene]) if not plant.scene.free else np.array([0.4, 0.9, 0.02])
+    for _ in range(40):
+        tip = rng.uniform([-0.3, 0.45, 0.25], [0.3, 0.75, 0.4])
+        try:
+            plant.restart(placed, tip)
+        except MotionFault:
+            continue
+        np.testing.assert_allclose(plant.tip, tip, atol=1e-4)
+        plant.sleep_until(plant.now() + 0.1)
+        np.testing.assert_allclose(plant.tip, tip, atol=2e-3)
+        reached += 1
+    assert reached > 25
 
 
 def test_a_start_out_of_reach_is_refused_by_name() -> None:
@@ -316,22 +328,48 @@ def test_a_log_gives_its_rewards_again_and_is_replayed_to_the_bit(name: str) -> 
         result = replay(
             rig, again, steps["applied"], start=first["joint_position"], object_start=first["object_position"]
         )
-    np.testing.assert_allclose(result.position, steps["joint_position"], atol=1e-6)
-    assert again.apart(result.object_position, steps["object_position"]).max() < 1e-6
+    np.testing.assert_array_equal(result.position, steps["joint_position"])
+    np.testing.assert_array_equal(result.object_position, steps["object_position"])
 
 
-@pytest.mark.parametrize(("start", "moves"), [("away", False), ("handle", True)])
-def test_random_actions_find_the_door_only_from_its_handle(start: str, moves: bool) -> None:
+def widest(start: str, act: Callable[[np.random.Generator], NDArray[np.float32]]) -> float:
+    """The furthest that the door is opened in a few episodes, rad."""
     config = DoorConfig.model_validate({"start": start})
-    rng, widest = np.random.default_rng(0), 0.0
+    rng, angle = np.random.default_rng(0), 0.0
     with rig_of(config) as rig:
         env = RobotEnv(rig, make_task(config), images=False)
         for seed in range(4):
             env.reset(seed=seed)
             for _ in range(config.horizon):
-                *_, info = env.step(rng.uniform(-1, 1, 4).astype(np.float32))
-                widest = min(widest, info["measures"]["angle"])
-    assert (widest < -0.02) is moves
+                *_, info = env.step(act(rng))
+                angle = min(angle, info["measures"]["angle"])
+    return angle
+
+
+def at_random(rng: np.random.Generator) -> NDArray[np.float32]:
+    return rng.uniform(-1, 1, 4).astype(np.float32)
+
+
+def test_random_actions_find_the_door_only_from_its_handle() -> None:
+    assert widest("away", at_random) > -1e-3
+    assert widest("handle", at_random) < -0.02
+
+
+def test_a_hand_that_holds_still_behind_the_handle_moves_nothing() -> None:
+    hold = Door(DoorConfig(start="handle")).hold
+    assert widest("handle", lambda rng: hold) > -1e-3
+
+
+@pytest.mark.parametrize("config", TASKS.values(), ids=TASKS)
+def test_a_part_of_the_arms_settings_leaves_the_others_as_they_are(config: ArmTaskConfig) -> None:
+    parts = {"arm": {**config.arm.model_dump(include={"scene"}), "mesh_cell": 0.004}}
+    again = type(config).model_validate(parts)
+    assert again.arm == config.arm.model_copy(update={"mesh_cell": 0.004})
+
+
+def test_places_in_the_wrong_order_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"low x = 0\.3 m is above high x = 0\.1 m; swap them"):
+        DoorConfig(low=(0.3, 0.9, 0.15))
 
 
 @pytest.mark.parametrize(("iterations", "slides"), [(3, False), (0, True)])
