@@ -120,6 +120,8 @@ class Board:
             return None
         if self._misplaced(marker_corners, np.ravel(marker_ids)):
             return None
+        if self._board.checkCharucoCornersCollinear(np.ravel(ids)):  # no pose can be told from one line
+            return None
         order = np.argsort(np.ravel(ids))
         pixels = np.asarray(corners, np.float64).reshape(-1, 2)[order]
         return Sighting(np.ravel(ids)[order].astype(np.int64), pixels, (image.shape[1], image.shape[0]))

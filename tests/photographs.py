@@ -10,7 +10,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from calibration.board import Board, BoardConfig
+from calibration.board import Board, BoardConfig, Sighting
 from robot.types import Floats
 from robot.world import CameraPose
 
@@ -163,3 +163,11 @@ def nominal_place() -> Floats:
         np.array([[1, 0, 319.5], [0, 1, 239.5], [0, 0, 1]]) @ np.diag([*[240 / np.tan(np.pi / 8)] * 2, 1])
     )
     return np.vstack([lens @ pose.projection(640, 480), [0.0, 0.0, 0.0, 1.0]])
+
+
+def sighted(camera: Camera, board: Board, pose: Floats, rng: Generator, noise: float = 0.08) -> Sighting:
+    """The corners that a photograph would show, without taking one; noise in px, rms."""
+    pixels = camera.project(board.corners @ pose[:3, :3].T + pose[:3, 3])
+    inside = ((pixels > 3) & (pixels < np.array(camera.resolution) - 4)).all(axis=1)
+    seen = pixels[inside] + rng.normal(0, noise, (int(inside.sum()), 2))
+    return Sighting(np.flatnonzero(inside), seen, camera.resolution)
