@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from agent.policy import Policy
     from agent.run_dir import RunDir
     from agent.train import Collector, Training
+    from calibration.capture import Setup
     from configs.document import Layer
     from configs.run import RunConfig
     from robot.rig import Rig, RigConfig
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent
 CONFIGS = ROOT / "configs"
 PLANTS = Path("plants")  # beside runs/, where the program was started
+CAMERAS = Path("cameras")  # there, too
 MCAP_MAGIC = b"\x89MCAP"
 WHY_NOT_SYNC = (
     "the servos would stand under torque, their watchdog tripped, while the actor's process learns. "
@@ -90,12 +92,19 @@ def checked(args: argparse.Namespace, layers: Sequence[Layer]) -> RunConfig:
 
 def rig_settings(args: argparse.Namespace) -> RigConfig:
     """The rig alone, for commands that know no task. Raises ConfigError."""
-    from configs.document import Layer
-    from configs.loader import find, load
+    from configs.loader import load
     from configs.run import HwConfig, rig_checks
 
+    return load(HwConfig, rig_layers(args), [rig_checks]).hw
+
+
+def rig_layers(args: argparse.Namespace) -> list[Layer]:
+    """What the command line says of the rig: its file < --config < --set. Raises ConfigError."""
+    from configs.document import Layer
+    from configs.loader import find
+
     layers = [Layer.from_file(path) for path in (find(CONFIGS / "hw", args.hw), *args.config)]
-    return load(HwConfig, [*layers, Layer.from_overrides(args.overrides)], [rig_checks]).hw
+    return [*layers, Layer.from_overrides(args.overrides)]
 
 
 def check_envs(config: RunConfig) -> None:
@@ -746,6 +755,80 @@ def record_plant(args: argparse.Namespace, console: Console) -> Path:
     return path
 
 
+def command_calibrate(args: argparse.Namespace) -> int:
+    """Measures lens and place of the camera, with a board in somebody's hands or by photographs of it."""
+    from rich.console import Console
+
+    from calibration.board import Board
+    from calibration.camera import calibrate
+    from calibration.camera_report import publish
+    from calibration.capture import read_folder
+    from configs.document import ConfigError
+
+    source, console = getattr(args, "from"), Console()
+    if args.print_board:
+        return print_board(args, console)
+    if not args.hw and (args.config or args.overrides):
+        raise ConfigError(["--from takes --config and --set only with --hw, whose values they change"])
+    given = bench_setup(args) if args.hw and source else None
+    photographs = read_folder(Path(source) if source else photograph(args, console), given)
+    found = calibrate(Board(photographs.setup.board), photographs.views, photographs.base)
+    path = CAMERAS / f"{Path(photographs.setup.name).stem}-{time.strftime('%Y%m%d-%H%M%S')}.yaml"
+    publish(found, photographs, path, time.strftime("%Y-%m-%d %H:%M"), console)
+    return 0
+
+
+def print_board(args: argparse.Namespace, console: Console) -> int:
+    """Writes the sheet with the board. Raises ConfigError, CalibrationError, OSError."""
+    from calibration.board import Board
+    from configs.document import ConfigError
+
+    if not args.hw:
+        raise ConfigError(["--print-board needs --hw: with it come the board's settings"])
+    Board(bench_setup(args).board).print_to(Path(args.print_board))
+    news = f"{args.print_board}: print it at 100 %, then measure its ruler"
+    console.print(news, highlight=False, soft_wrap=True)
+    return 0
+
+
+def bench_setup(args: argparse.Namespace) -> Setup:
+    """The camera as it is before it is calibrated, and the board. Raises ConfigError."""
+    from calibration.capture import Setup
+    from configs.loader import load
+    from configs.run import BenchConfig
+    from robot.camera import identity
+
+    config = load(BenchConfig, rig_layers(args))
+    camera = config.hw.camera.model_copy(update={"lens": None, "projection": None, "calibration": None})
+    return Setup(
+        name=args.hw,
+        kind=config.hw.kind,
+        identity=identity(camera.source),
+        camera=camera,
+        board=config.board,
+    )
+
+
+def photograph(args: argparse.Namespace, console: Console) -> Path:
+    """Photographs of the board, taken with the person who holds it; their folder."""
+    from calibration.board import Board
+    from calibration.camera_report import watched
+    from calibration.capture import Keys, Session, Watch
+    from configs.document import ConfigError
+    from robot.camera import OpenCvCamera
+    from robot.clock import SystemClock
+
+    setup, clock = bench_setup(args), SystemClock()
+    if setup.kind != "real":
+        way_out = "its projection is known exactly; --hw dclaw has a camera to calibrate"
+        raise ConfigError([f"--hw {args.hw} sees through a simulated camera: {way_out}"])
+    folder = CAMERAS / f"{Path(args.hw).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    console.print(f"photographs go to {folder}", highlight=False, soft_wrap=True)
+    with closing(OpenCvCamera(setup.camera, clock)) as camera, watched(console) as told:
+        Session(Watch(camera, clock, Board(setup.board)), setup, folder, Keys(sys.stdin), told).take()
+    return folder
+
+
 def command_motors(args: argparse.Namespace) -> int:
     """Lists the servos on the bus, or leads through giving them their ids."""
     from rich.console import Console
@@ -821,6 +904,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "replay": command_replay,
     "check": command_check,
     "identify": command_identify,
+    "calibrate": command_calibrate,
     "motors": command_motors,
     "emulate": command_emulate,
     "list": command_list,

@@ -22,6 +22,9 @@ usage: run_robot.py [COMMAND] [options]                             (no COMMAND 
   check     test rig and wiring       --hw H [--fix]               (nothing moves)
   identify  fit the simulated plant   --hw H                       (moves for 80 s)
             or fit a recording anew   --from FILE                  (nothing moves)
+  calibrate camera: lens and place    --hw H                       (a board in your hand)
+            or by earlier photographs --from DIR
+            or print that board       --hw H --print-board F
   motors    list servos at any baud   --hw H                       (nothing moves)
             or give them their ids    --hw H --set-id              (one at a time, by hand)
   emulate   serve an emulated D'Claw  [--link PATH] [--hw H]       (until Ctrl-C)
@@ -39,7 +42,8 @@ usage: run_robot.py [COMMAND] [options]                             (no COMMAND 
   --envs N         so many simulated robots side by side           (only in sim)
   --sync           learn in the actor's process, bit for bit: only in sim, its default; --no-sync
   --fix            write the servos' settings that differ from the configuration
-  --from FILE      what an earlier identify recorded, plants/*.npz
+  --from PATH      what an earlier identify recorded, plants/*.npz; photographs of a board
+  --print-board F  the board to calibrate with, at true scale: a .pdf or .png
   --link PATH      a stable name for the emulated port
   --dry-run        build everything, take one step (on dclaw: none), exit
   --print-config   show the values in force
@@ -78,7 +82,8 @@ def seed(text: str) -> int:
     return int(text)
 
 
-RIG = "train collect evaluate replay check identify motors emulate"  # the commands with settings of a rig
+# The commands with settings of a rig.
+RIG = "train collect evaluate replay check identify calibrate motors emulate"
 FLAGS: dict[str, tuple[str, dict[str, Any]]] = {  # flag -> the commands that take it, options of argparse
     "--task": ("train collect", {"type": name}),
     "--hw": (RIG, {"type": name}),
@@ -97,7 +102,8 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {  # flag -> the commands that ta
     "--policy": ("collect", {"choices": ("random", "hold", "expert"), "default": "random"}),
     "--rescore": ("replay", {"action": "store_true"}),
     "--fix": ("check", {"action": "store_true"}),
-    "--from": ("identify", {"type": name}),
+    "--from": ("identify calibrate", {"type": name}),
+    "--print-board": ("calibrate", {"type": name}),
     "--set-id": ("motors", {"action": "store_true"}),
     "--link": ("emulate", {"type": name}),
 }
@@ -108,6 +114,7 @@ NEEDED: dict[str, tuple[str, ...]] = {  # command -> what it cannot do without
     "replay": ("--hw",),  # unless it only scores
     "check": ("--hw",),
     "identify": ("--hw",),  # unless it only fits
+    "calibrate": ("--hw",),  # unless its photographs say what they were taken with
     "motors": ("--hw",),
     "emulate": (),  # --hw emulated goes without saying
     "list": (),
@@ -127,11 +134,15 @@ class Parser(argparse.ArgumentParser):
                 self.add_argument(flag, **options)
         if command == "replay":
             self.add_argument("episode", type=name)
+        if command == "calibrate":
+            self.add_argument("what", choices=("camera",))
 
     def error(self, message: str) -> NoReturn:
         """Leaves with code 2 and one line."""
         if message.endswith("required: episode"):
             message = "which EPISODE? `ls runs/*/episodes` shows what there is"
+        if message.endswith("required: what"):
+            message = "calibrate what? run_robot.py calibrate camera --hw ..."
         said = f"run_robot.py {self.command}: {message.removeprefix('argument ')}"
         print(f"{said}\n`run_robot.py --help` shows all options", file=sys.stderr)
         raise SystemExit(2)

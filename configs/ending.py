@@ -39,6 +39,7 @@ EXIT_CODES = {
     "agent.learner.TrainingDivergedError": 1,
     "agent.replay.ReplayTooSmall": 1,
     "agent.train.LearnerDiedError": 1,
+    "calibration.board.CalibrationError": 2,
     "calibration.recording.RecordingError": 2,
     "robot.types.Fault": 1,
     "configs.ending.MissingPart": 1,

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from agent.config import AgentConfig
 from agent.schedule import TrainConfig
+from calibration.board import BoardConfig
 from configs.loader import Problem
 from robot.rig import CAMERA, OURS, RigConfig, other_robots
 from tasks.catalogue import all_tasks
@@ -146,3 +147,9 @@ class HwConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     hw: RigConfig
+
+
+class BenchConfig(HwConfig):
+    """The robot's section, and the board that its camera is calibrated with."""
+
+    board: BoardConfig = BoardConfig()

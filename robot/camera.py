@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import cv2
 import numpy as np
 from cv2.typing import MatLike
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from robot.types import CameraFault, Clock, Config, Floats, Frame, Image, StaleFrame
 
@@ -34,6 +34,33 @@ CONTROLS: dict[ControlName, int] = {
 Row = tuple[float, float, float, float]
 
 
+class Lens(Config):
+    """How a camera's lens maps rays to pixels: a pinhole and the distortion that OpenCV calls k and p."""
+
+    resolution: tuple[
+        PositiveInt, PositiveInt
+    ]  # (width, height) px of the captured image that it is true for
+    focal: tuple[PositiveFloat, PositiveFloat]  # (fx, fy) px
+    centre: tuple[float, float]  # (cx, cy) px; whole numbers are pixel centres
+    distortion: tuple[float, float, float, float, float] = (0.0, 0.0, 0.0, 0.0, 0.0)  # k1, k2, p1, p2, k3
+
+    @property
+    def matrix(self) -> Floats:
+        """(3, 3): rays (x, y, 1) to px, without distortion."""
+        (fx, fy), (cx, cy) = self.focal, self.centre
+        return np.array([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]])
+
+
+class CalibrationRecord(Config):
+    """Which calibration lens and projection are of; it stands in each episode's log with them."""
+
+    date: str
+    camera: str  # make and serial number, or the address: as `identity` says
+    views: PositiveInt
+    error: NonNegativeFloat  # px rms between corners seen and expected
+    sha256: str  # of the corners seen, the board and its place: the same for the same measurement
+
+
 class CameraConfig(Config):
     """Where frames come from and what the agent sees of them."""
 
@@ -48,7 +75,20 @@ class CameraConfig(Config):
     read_timeout: float = Field(1.0, gt=0)  # s without a frame until the source counts as lost
     delay: float = Field(0.0, ge=0, le=0.5)  # s from exposure to arrival, as measured; frames are dated back
     controls: Mapping[ControlName, float] = {}  # locked at open and read back, in the driver's units
-    projection: tuple[Row, Row, Row] | None = None  # base frame (m) -> px of the captured image
+    # Base frame (m) -> px of the captured image, of the straightened one where there is a lens.
+    projection: tuple[Row, Row, Row] | None = None
+    lens: Lens | None = None  # what it bends is straightened in the delivered image; None: nothing is
+    calibration: CalibrationRecord | None = None  # where projection and lens come from
+
+    @model_validator(mode="after")
+    def _lens_of_this_resolution(self) -> Self:
+        if self.lens and self.lens.resolution != (self.width, self.height):
+            width, height = self.lens.resolution
+            raise ValueError(
+                f"the lens was calibrated at {width}x{height} px, this camera captures "
+                f"{self.width}x{self.height}: set width and height to the former, or calibrate again"
+            )
+        return self
 
     @model_validator(mode="after")
     def _crops_inside(self) -> Self:
@@ -116,8 +156,48 @@ def _check_reachable(url: str, timeout: float) -> None:
         raise CameraFault(f"no camera at {url} ({error}). Is it switched on, is the address right?") from None
 
 
+def _device(source: str | int) -> Path:
+    return Path(f"/dev/video{source}" if isinstance(source, int) else source)
+
+
+def identity(source: str | int, sysfs: Path = Path("/sys")) -> str:
+    """Which camera that is: make, USB numbers and serial number of a device; a stream's address."""
+    if isinstance(source, str) and "://" in source:
+        parts = urlsplit(source)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # without a password
+    node = sysfs / "class/video4linux" / _device(source).resolve().name
+    made = _told(node / "name") or str(source)
+    folder = (node / "device").resolve()
+    usb = next((above for above in (folder, *folder.parents) if _told(above / "idVendor")), None)
+    if usb is None or not node.exists():
+        return made
+    numbers = f"{_told(usb / 'idVendor')}:{_told(usb / 'idProduct')}"
+    return f"{made} {numbers} serial {_told(usb / 'serial') or 'none'}"
+
+
+def _told(path: Path) -> str:
+    """What the kernel says in a file; nothing where it says nothing."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def check_calibrated(config: CameraConfig, seen: str) -> None:
+    """Refuses a device other than the one that was calibrated: its picture would be taken for another's.
+
+    Raises CameraFault.
+    """
+    if config.calibration and config.calibration.camera != seen:
+        raise CameraFault(
+            f"{config.source} is {seen!r}, but the calibration of {config.calibration.date} is of "
+            f"{config.calibration.camera!r}. Plug that one in, correct hw.camera.source, or calibrate this "
+            "one (`run_robot.py calibrate camera`)"
+        )
+
+
 def _open_device(config: CameraConfig) -> Capture:
-    path = Path(f"/dev/video{config.source}" if isinstance(config.source, int) else config.source)
+    path = _device(config.source)
     if not path.exists():
         raise CameraFault(
             f"{path} does not exist: no camera is connected there (hw.camera.source). "
@@ -125,6 +205,7 @@ def _open_device(config: CameraConfig) -> Capture:
         )
     if not os.access(path, os.R_OK | os.W_OK):
         raise CameraFault(f"no permission for {path}. Type: sudo usermod -aG video $USER; then log in again.")
+    check_calibrated(config, identity(config.source))
     capture = cv2.VideoCapture(str(path.resolve()), cv2.CAP_V4L2)
     if not capture.isOpened():
         raise CameraFault(f"{path} is no camera that can be opened; another program may be using it.")
@@ -161,19 +242,47 @@ def crop_box(config: CameraConfig) -> tuple[int, int, int, int]:
     return left, top, round((x + w) * config.width) - left, round((y + h) * config.height) - top
 
 
-def deliver(image: MatLike, config: CameraConfig) -> Image:
-    """A captured BGR image as the agent sees it: cropped, area-resized, (H, W, 3) uint8 RGB.
+class Delivery:
+    """Turns captured images into what the agent sees: straightened, cropped, resized."""
 
-    Raises CameraFault when the image is not of the configured size: crop and calibration would be wrong.
-    """
-    if image.shape != (config.height, config.width, 3):
-        raise CameraFault(
-            f"{config.source} delivers {image.shape[1]}x{image.shape[0]} px, expected "
-            f"{config.width}x{config.height} (hw.camera.width and .height)"
-        )
-    x, y, w, h = crop_box(config)
-    small = cv2.resize(image[y : y + h, x : x + w], config.size, interpolation=cv2.INTER_AREA)
-    return np.ascontiguousarray(small[:, :, ::-1], dtype=np.uint8)
+    def __init__(self, config: CameraConfig) -> None:
+        self.config = config
+        self._maps = _straightening(config.lens, crop_box(config)) if config.lens else None
+
+    def __call__(self, image: MatLike) -> Image:
+        """A captured BGR image as the agent sees it: (H, W, 3) uint8 RGB, area-resized.
+
+        Raises CameraFault when the image is not of the configured size: crop and calibration would be wrong.
+        """
+        config = self.config
+        if image.shape != (config.height, config.width, 3):
+            raise CameraFault(
+                f"{config.source} delivers {image.shape[1]}x{image.shape[0]} px, expected "
+                f"{config.width}x{config.height} (hw.camera.width and .height)"
+            )
+        small = cv2.resize(self._cut(image), config.size, interpolation=cv2.INTER_AREA)
+        return np.ascontiguousarray(small[:, :, ::-1], dtype=np.uint8)
+
+    def _cut(self, image: MatLike) -> MatLike:
+        if self._maps is None:
+            x, y, w, h = crop_box(self.config)
+            return image[y : y + h, x : x + w]
+        return cv2.remap(image, *self._maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
+def _straightening(lens: Lens, box: tuple[int, int, int, int]) -> tuple[MatLike, MatLike]:
+    """Where in the captured image each pixel of the straightened crop lies; the focal length stays."""
+    x, y, w, h = box
+    cut = lens.matrix - np.array([[0.0, 0.0, x], [0.0, 0.0, y], [0.0, 0.0, 0.0]])
+    # Fixed-point maps: half the time per image of floating-point ones.
+    return cv2.initUndistortRectifyMap(
+        lens.matrix, np.array(lens.distortion), np.eye(3), cut, (w, h), cv2.CV_16SC2
+    )
+
+
+def deliver(image: MatLike, config: CameraConfig) -> Image:
+    """One captured BGR image as `Delivery` makes it; with a lens, many cost less there."""
+    return Delivery(config)(image)
 
 
 def delivered_projection(projection: Sequence[Sequence[float]], config: CameraConfig) -> Floats:
@@ -199,6 +308,7 @@ class OpenCvCamera:
         """Waits for the first frame. Raises CameraFault when none comes within `open_timeout`."""
         cv2.setNumThreads(1)  # 64x64 px do not pay for threads, and the cores belong to the learner
         self.config = config
+        self._deliver = Delivery(config)
         self._clock = clock
         self._opener = opener
         self._lock = threading.Lock()
@@ -222,7 +332,7 @@ class OpenCvCamera:
         if self.config.projection is None:
             raise CameraFault(
                 f"{self.config.source} is not calibrated: set hw.camera.projection (3x4, base frame in "
-                "metres to pixels of the captured image)"
+                "metres to pixels of the captured image); `run_robot.py calibrate camera` measures it"
             )
         return delivered_projection(self.config.projection, self.config)
 
@@ -299,7 +409,7 @@ class OpenCvCamera:
         good, image = capture.retrieve()
         if not good:
             raise CameraFault(f"{self.config.source} sent a frame that cannot be decoded")
-        delivered = deliver(image, self.config)
+        delivered = self._deliver(image)
         with self._lock:
             sequence = self._frame.sequence + 1 if self._frame else 0
             self._frame, self._problem = Frame(time, delivered, sequence), ""

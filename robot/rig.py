@@ -204,6 +204,8 @@ def emulate(config: RigConfig, resources: ExitStack, *, cameras: bool = True) ->
         "height": config.emulator.height,
         "crop": None,
         "controls": {},
+        "lens": None,
+        "calibration": None,
     }
     camera = CameraConfig.model_validate({**config.camera.model_dump(), **found})
     bus = config.bus.model_copy(update={"port": process.ready["port"]})

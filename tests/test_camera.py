@@ -5,13 +5,25 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from robot.camera import CameraConfig, OpenCvCamera, crop_box, deliver, delivered_projection, set_up
+from robot.camera import (
+    CalibrationRecord,
+    CameraConfig,
+    Lens,
+    OpenCvCamera,
+    check_calibrated,
+    crop_box,
+    deliver,
+    delivered_projection,
+    identity,
+    set_up,
+)
 from robot.clock import ManualClock, SystemClock
 from robot.mjpeg import CameraServer, FrameFeed
 from robot.types import CameraFault, Image, StaleFrame
@@ -311,3 +323,96 @@ def test_uncalibrated_camera_says_what_to_set() -> None:
     with pytest.raises(CameraFault, match=r"hw\.camera\.projection"):
         _ = camera.projection
     camera.close()
+
+
+BENT = Lens(
+    resolution=(640, 480), focal=(420, 415), centre=(330.5, 231), distortion=(-0.3, 0.09, 0.001, -0.002, 0)
+)
+POINTS = np.array(
+    [[-0.2, -0.1, 0.5], [0.22, -0.09, 0.5], [0.15, 0.17, 0.5], [-0.12, 0.14, 0.5], [0.02, 0.01, 0.5]]
+)
+
+
+def spots(lens: Lens) -> Image:
+    """White spots where a lens shows POINTS (N, 3) m of the camera's frame."""
+    pixels, _ = cv2.projectPoints(POINTS, np.zeros(3), np.zeros(3), lens.matrix, np.array(lens.distortion))
+    v, u = np.mgrid[:480, :640]
+    away = [(u - x) ** 2 + (v - y) ** 2 for x, y in pixels[:, 0]]
+    grey = np.clip(255 * np.exp(-np.min(away, axis=0) / 2 / 7**2), 0, 255).astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def test_what_the_lens_bends_is_straight_in_the_delivered_image() -> None:
+    """Points lie where the delivered projection has them, though crop and size come after the lens."""
+    values = {"lens": BENT, "crop": (0.125, 0.05, 0.8, 0.9), "size": (128, 108)}
+    camera = CameraConfig.model_validate({"source": "here", **values})
+    delivered = deliver(spots(BENT), camera)[:, :, 0].astype(float)
+    projection = delivered_projection(np.column_stack([BENT.matrix, np.zeros(3)]), camera)
+    bent = cv2.projectPoints(POINTS, np.zeros(3), np.zeros(3), BENT.matrix, np.array(BENT.distortion))[0][
+        :, 0
+    ]
+    straight = POINTS @ BENT.matrix.T
+    assert np.abs(bent - straight[:, :2] / straight[:, 2:]).max() > 10  # px; the test would else show nothing
+    for u, v, w in np.column_stack([POINTS, np.ones(len(POINTS))]) @ projection.T:
+        x, y = round(u / w), round(v / w)
+        part = delivered[y - 5 : y + 6, x - 5 : x + 6]
+        down, across = np.mgrid[y - 5 : y + 6, x - 5 : x + 6]
+        centre = (part * across).sum() / part.sum(), (part * down).sum() / part.sum()
+        np.testing.assert_allclose(centre, (u / w, v / w), atol=0.1)
+
+
+def test_frames_of_a_camera_with_a_lens_are_straightened(projector: Projector) -> None:
+    """In the thread that captures, too: a grid's line is straight that was bent."""
+    lens = Lens(resolution=(WIDTH, HEIGHT), focal=(60, 60), centre=(48, 40), distortion=(-0.3, 0, 0, 0, 0))
+    bare = config("here", size=(WIDTH, HEIGHT))
+    grid = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    grid[10:14] = 255
+    straight = deliver(grid, bare.model_copy(update={"lens": lens}))
+    assert np.abs(straight.astype(int) - deliver(grid, bare)).mean() > 5
+    camera = OpenCvCamera(config(projector.url, lens=lens), SystemClock())
+    assert np.abs(camera.latest(1.0).image.astype(int) - 100).max() <= 2  # no black rim
+    camera.close()
+
+
+def test_a_lens_of_another_resolution_is_refused() -> None:
+    with pytest.raises(ValidationError, match="calibrated at 640x480 px, this camera captures 96x80"):
+        config("here", lens=BENT)
+
+
+def usb_camera(folder: Path, serial: str | None) -> Path:
+    """A tree as Linux shows it in /sys for one camera."""
+    usb = folder / "devices/usb1/1-4"
+    node = usb / "1-4:1.0/video4linux/video0"
+    node.mkdir(parents=True)
+    files = {"idVendor": "046d", "idProduct": "0825", **({"serial": serial} if serial else {})}
+    for name, text in files.items():
+        (usb / name).write_text(f"{text}\n")
+    (usb.parent / "serial").write_text("0000:00:14.0\n")  # of the root hub, not of the camera
+    (usb.parent / "idVendor").write_text("1d6b\n")
+    (node / "name").write_text("HD Webcam C270\n")
+    (node / "device").symlink_to(usb / "1-4:1.0")
+    (folder / "class").mkdir()
+    (folder / "class/video4linux").symlink_to(node.parent)
+    return folder
+
+
+def test_a_camera_is_known_by_its_serial_number(tmp_path: Path) -> None:
+    seen = identity(0, usb_camera(tmp_path, "ABC123"))
+    assert seen == "HD Webcam C270 046d:0825 serial ABC123"
+
+
+def test_a_camera_without_a_serial_number_is_not_given_its_hubs(tmp_path: Path) -> None:
+    assert identity("/dev/video0", usb_camera(tmp_path, None)) == "HD Webcam C270 046d:0825 serial none"
+    assert identity("/dev/video7", tmp_path) == "/dev/video7"
+
+
+def test_a_stream_is_known_by_its_address_without_the_password() -> None:
+    assert identity("rtsp://admin:secret@10.0.0.9:554/main") == "rtsp://10.0.0.9:554/main"
+
+
+def test_another_camera_than_the_calibrated_one_is_refused() -> None:
+    record = CalibrationRecord(date="2026-11-21", camera="cam A", views=20, error=0.1, sha256="0" * 64)
+    check_calibrated(config("/dev/video0"), "cam B")  # nothing was calibrated
+    check_calibrated(config("/dev/video0", calibration=record), "cam A")
+    with pytest.raises(CameraFault, match="is 'cam B', but the calibration of 2026-11-21 is of 'cam A'"):
+        check_calibrated(config("/dev/video0", calibration=record), "cam B")

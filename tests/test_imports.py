@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {  # package -> those of ours that it may know
 # The composition root of the settings: the models of all packages become sections of one.
 # Registration gives others what run_robot.py composes: a task with the settings of its file.
 MAY_IMPORT_MORE = {
-    "configs/run.py": {"agent", "robot", "tasks"},
+    "configs/run.py": {"agent", "calibration", "robot", "tasks"},
     "tasks/registration.py": {"configs", "robot"},
 }
 OURS = {*MAY_IMPORT, "tests", "benchmarks", *(path.stem for path in ROOT.glob("*.py"))}
