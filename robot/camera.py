@@ -336,11 +336,32 @@ class OpenCvCamera:
             )
         return delivered_projection(self.config.projection, self.config)
 
+    def projection_at(self, size: tuple[int, int]) -> Floats:
+        """(3, 4): `projection` for images of another size (width, height) px. Raises CameraFault."""
+        scale = np.append(np.divide(size, self.config.size), 1.0)
+        shift = np.append((scale[:2] - 1) / 2, 0.0)  # the image's edge, which size scales about, is at -1/2
+        scaled: Floats = (np.diag(scale) + np.outer(shift, [0, 0, 1])) @ self.projection
+        return scaled
+
+    def view(self, size: tuple[int, int], max_age: float) -> Frame:
+        """The newest frame as `latest` has it, in another size (width, height) px.
+
+        Raises StaleFrame or CameraFault.
+        """
+        frame, captured = self._newest(max_age)
+        resized = self.config.model_copy(update={"size": size})
+        return Frame(frame.time, deliver(captured, resized), frame.sequence)
+
     def latest(self, max_age: float) -> Frame:
         """The newest frame, a copy of the caller's own. Raises StaleFrame or CameraFault."""
+        frame, _ = self._newest(max_age)
+        return Frame(frame.time, frame.image.copy(), frame.sequence)
+
+    def _newest(self, max_age: float) -> tuple[Frame, MatLike]:
+        """The newest frame and the image (BGR) that it was made of."""
         with self._lock:
-            frame, problem = self._frame, self._problem
-        if frame is None:
+            frame, captured, problem = self._frame, self._captured, self._problem
+        if frame is None or captured is None:
             raise CameraFault(problem or f"{self.config.source} sent no frame")
         age = self._clock.now() - frame.time
         if age > max_age:
@@ -349,7 +370,7 @@ class OpenCvCamera:
                 f"{max_age * 1e3:.0f} ms{'; ' * bool(problem) + problem}. Check the camera's cable; "
                 "`run_robot.py check` measures its rate."
             )
-        return Frame(frame.time, frame.image.copy(), frame.sequence)
+        return frame, captured
 
     def picture(self) -> Image:
         """The newest captured image in full size, (H, W, 3) uint8 RGB; for people, of any age."""

@@ -18,7 +18,7 @@ from numpy.random import Generator
 from pydantic import Field
 
 from robot.bus import BusConfig, SerialBus
-from robot.camera import CameraConfig, OpenCvCamera
+from robot.camera import CameraConfig, OpenCvCamera, crop_box
 from robot.clock import SystemClock
 from robot.collision import FingerClearance
 from robot.dynamixel import DynamixelRobot
@@ -31,10 +31,12 @@ from robot.sawyer import SawyerConfig, SawyerPlant, SawyerRobot
 from robot.settings import DynamixelConfig
 from robot.sim import SimConfig, SimPlant
 from robot.types import Camera, CameraFault, Clock, Config, Fault, Image, PortLost, Robot, Snapshot
+from robot.valve_check import SharpCamera, ValveCheck, ValveCheckConfig, sharp_enough
 
 CAMERA = "front"
 OURS = "dclaw"
 ROBOTS = "dclaw_slac.robots"  # the group of entry points by which packages bring robots
+NO_LIMIT = (4096, 4096)  # px: the simulation draws any size
 PICTURE = (320, 320)  # (width, height) px of pictures for people in simulation
 START_TIMEOUT = 20.0  # s for the emulator's process; measured 0.9 s on an idle machine
 STOP_TIMEOUT = 3.0  # s for it to end when told
@@ -54,6 +56,7 @@ class RigConfig(Config):
     sim: SimConfig = SimConfig()
     emulator: EmulatorConfig = EmulatorConfig()
     patience: PatienceConfig = PatienceConfig()
+    valve_check: ValveCheckConfig = ValveCheckConfig()
 
 
 class DescribedRobot(Robot, Protocol):
@@ -88,6 +91,10 @@ def _clearly(snapshot: Snapshot) -> Snapshot:
     return snapshot
 
 
+def _unchecked(snapshot: Snapshot) -> None:
+    pass
+
+
 @dataclass
 class Rig:
     """Robot, cameras and clock of one bench, opened together and closed together.
@@ -107,6 +114,7 @@ class Rig:
     # Makes the world again that an episode's logged parameters tell of, where one was drawn.
     imitate: Callable[[Mapping[str, float]], object] = _no_other
     perceived: Callable[[Snapshot], Snapshot] = _clearly  # what an agent is told of a reading
+    check: Callable[[Snapshot], None] = _unchecked  # holds a control step's reading against what cameras see
     resources: ExitStack = field(default_factory=ExitStack)
 
     @property
@@ -230,6 +238,7 @@ def _build_simulated(config: RigConfig, *, cameras: bool) -> Rig:
         randomise=lambda rng: _become(plant, config.sim.randomise.draw(rng)),
         imitate=lambda parameters: _become(plant, Draw.of(parameters)),
         perceived=plant.perceived,
+        check=_valve_check(config, plant, NO_LIMIT, events) if cameras else _unchecked,
         resources=resources,
     )
 
@@ -287,7 +296,28 @@ def _build_wired(config: RigConfig, resources: ExitStack, *, cameras: bool) -> R
     camera = _open_camera(config.camera, clock, resources) if cameras else None
     views = {CAMERA: camera} if camera else {}
     picture = camera.picture if camera else _no_picture
-    return Rig(config, robot, views, clock, events, picture, bus.statistics)
+    largest = crop_box(config.camera)[2:]
+    check = _valve_check(config, camera, largest, events) if camera else _unchecked
+    return Rig(config, robot, views, clock, events, picture, bus.statistics, check=check)
+
+
+def _valve_check(
+    config: RigConfig, camera: SharpCamera, largest: tuple[int, int], events: EventLog
+) -> Callable[[Snapshot], None]:
+    """The check that the configuration asks for; with "auto" none where the camera does not allow it.
+
+    Raises CameraFault when it is asked for in vain.
+    """
+    mode = config.valve_check.mode
+    if mode == "off" or (mode == "auto" and config.kind == "sim"):
+        return _unchecked
+    try:
+        size = sharp_enough(camera, config.camera.size, largest)
+    except CameraFault:
+        if mode == "on":
+            raise
+        return _unchecked
+    return ValveCheck(config.valve_check, camera, size, config.camera.max_age, events.emit)
 
 
 def _open_camera(config: CameraConfig, clock: Clock, resources: ExitStack) -> OpenCvCamera:

@@ -316,13 +316,35 @@ class SimPlant:
     @property
     def projection(self) -> Floats:
         """(3, 4): base-frame metres to homogeneous pixels of the delivered image, for this draw's camera."""
-        return self._pose.projection(*self._image_size)
+        return self.projection_at(self._image_size)
+
+    def projection_at(self, size: tuple[int, int]) -> Floats:
+        """(3, 4): `projection` for pictures of another size (width, height) px."""
+        return self._pose.projection(*size)
 
     def latest(self, max_age: float) -> Frame:
         """The newest picture: of the present less `frame_delay`, or of before if frames were dropped.
 
         Raises StaleFrame, or RuntimeError without OpenGL.
         """
+        time, qpos = self._fresh(max_age)
+        if not self._drops:
+            return self._photograph(time, qpos)
+        if self._shown is None or self._shown.time != time:  # otherwise that one is still the newest
+            self._shown = self._photograph(time, qpos)
+        return replace(self._shown, image=self._shown.image.copy())
+
+    def view(self, size: tuple[int, int], max_age: float) -> Frame:
+        """The newest picture in another size (width, height) px; it changes nothing about those to come.
+
+        Raises StaleFrame, or RuntimeError without OpenGL.
+        """
+        time, qpos = self._fresh(max_age)
+        image = self._paint(qpos, *size)
+        return Frame(time, self._other_sensor.develop(image) if self._other_sensor else image, self._sequence)
+
+    def _fresh(self, max_age: float) -> tuple[float, Floats]:
+        """When the newest picture was taken, s, and of which joint positions. Raises StaleFrame."""
         with self._lock:
             step, qpos = self._seen()
         time = step * self._timestep
@@ -331,11 +353,7 @@ class SimPlant:
                 f"the simulated frame is {self.now() - time:.3f} s old, at most {max_age:.3f} s are allowed; "
                 "lower frame_delay or frame_drops in hw.sim or hw.sim.randomise, or raise the allowed age"
             )
-        if not self._drops:
-            return self._photograph(time, qpos)
-        if self._shown is None or self._shown.time != time:  # otherwise that one is still the newest
-            self._shown = self._photograph(time, qpos)
-        return replace(self._shown, image=self._shown.image.copy())
+        return time, qpos
 
     def _photograph(self, time: float, qpos: Floats) -> Frame:
         """A new frame of joint positions of a time (s), by the camera's sensor."""
@@ -407,6 +425,7 @@ class SimPlant:
         self._frame_delay = self._steps_at(draw.number("frame_delay", self.config.frame_delay))
         self._drops, self._dropping = draw.number("frame_drops", 0.0), draw.luck(DROPS)
         self._pose, self._sensor = draw.pose(self.config.camera), draw.sensor()
+        self._other_sensor = draw.sensor()  # the same one, with luck of its own, for `view`
         self._shown = None
         self._repaint = True
 

@@ -191,6 +191,7 @@ class RobotEnv(gymnasium.Env[dict[str, Any], Action]):
             snapshot = self.rig.snapshot(min(self.task.period, self.rig.config.camera.max_age))
         else:
             snapshot = self.rig.snapshot_without_images()
+        self.rig.check(snapshot)
         return replace(snapshot, step=step)
 
     def _outcome(

@@ -318,6 +318,23 @@ def test_projection_follows_crop_and_size() -> None:
     assert (u / w, v / w) == pytest.approx((12.5 * 32 / 24 - 0.5, 25.5 * 32 / 40 - 0.5))
 
 
+def test_another_size_shows_the_same_frame_with_its_own_projection() -> None:
+    rows = ((100.0, 0.0, 48.0, 0.0), (0.0, 100.0, 40.0, 0.0), (0.0, 0.0, 1.0, 0.0))
+    part = {"crop": (0.25, 0.2, 0.5, 0.6), "projection": rows}
+    image = picture(0)
+    image[30:40, 60:70] = (1, 2, 203)  # BGR
+    camera = OpenCvCamera(config("fake", **part), ManualClock(), lambda _: ScriptedCapture([image]))
+    wide, small = camera.view((48, 48), 1.0), camera.latest(1.0)
+    assert (wide.time, wide.sequence, wide.image.shape) == (small.time, small.sequence, (48, 48, 3))
+    larger = config("fake", **part, size=(48, 48))
+    assert (wide.image == deliver(image, larger)).all()
+    assert camera.projection_at((48, 48)) == pytest.approx(delivered_projection(rows, larger))
+    assert camera.projection_at((32, 32)) == pytest.approx(camera.projection)
+    with pytest.raises(StaleFrame):
+        camera.view((48, 48), -1.0)
+    camera.close()
+
+
 def test_uncalibrated_camera_says_what_to_set() -> None:
     camera = OpenCvCamera(config("fake"), ManualClock(), lambda _: ScriptedCapture([picture(1)]))
     with pytest.raises(CameraFault, match=r"hw\.camera\.projection"):
