@@ -418,8 +418,9 @@ def test_the_command_writes_a_plant_that_the_next_command_uses(
     command = told.split("To learn on this plant: run_robot.py ")[1].strip()
     assert call(f"{command} --print-config") == 0
     shown = capsys.readouterr().out
-    (stiffness,) = [line for line in shown.splitlines() if "servo_stiffness:" in line]
-    assert float(stiffness.split(":")[1]) == pytest.approx(5.0, rel=0.1)
+    stiffness, varied = [line.split(":")[1] for line in shown.splitlines() if "servo_stiffness:" in line]
+    assert varied.strip() == "null"  # hw.sim.randomise draws none
+    assert float(stiffness) == pytest.approx(5.0, rel=0.1)
     assert call(f"identify --from {plant.with_suffix('.npz').relative_to(here)}") == 0
     assert "held out" in capsys.readouterr().out
 
