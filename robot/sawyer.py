@@ -55,7 +55,7 @@ NO_SERVO = "A Sawyer has no servo on the things that it handles: they are put ba
 
 @dataclass(frozen=True)
 class Scene:
-    """One of Metaworld's scenes: what is moved at a restart, and what is looked at."""
+    """One of Metaworld's scenes: what is moved at a restart, and where it is held."""
 
     file: str
     placed: str  # the body that a restart puts somewhere

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 AXES = slice(0, 3)  # of a hand, or of a point
 GRIP = 3
+WAY, REACH = 8, slice(-7, -4)  # of a state: a hinged thing's way, and from the hand to the handle
 LEAD = 0.05  # m by which the set-point may be ahead of the hand: what stops the hand does not wind it up
 
 
@@ -153,9 +154,15 @@ def robot_of(rig: Rig) -> SawyerRobot:
 
 
 class HingedTask(ArmTask):
-    """A thing with one way to move, by a handle."""
+    """A thing with one way to move, by a handle, to where it is wanted."""
 
     state_size = 17  # hand and its velocity 8, the way and its speed 2, hand to handle 3, last action 4
+
+    def __init__(self, config: ArmTaskConfig, wanted: float, radius: float) -> None:
+        """wanted: rad of a door, m of a drawer; radius: within which it counts as there."""
+        super().__init__(config)
+        self._wanted, self._radius = wanted, radius
+        self._whole = max(abs(SCENES[config.arm.scene].rest - wanted), 1e-3)  # of the way
 
     def known(self, thing: JointState) -> tuple[Floats, Floats]:
         """Its way and its speed."""
@@ -164,6 +171,19 @@ class HingedTask(ArmTask):
     def way(self, snapshot: Snapshot) -> float:
         """How far it has moved: rad of a door, m of a drawer."""
         return float(snapshot.object.position[0])
+
+    def error(self, snapshot: Snapshot) -> float:
+        """How far it is from where it is wanted, unsigned."""
+        return abs(self.way(snapshot) - self._wanted)
+
+    def success(self, snapshot: Snapshot) -> bool:
+        """True near where it is wanted."""
+        return self.error(snapshot) <= self._radius
+
+    def measures(self, snapshot: Snapshot) -> dict[str, float]:
+        """Its distance from where it is wanted, and how much of the way is done."""
+        error = self.error(snapshot)
+        return {"error": error, "score": max(0.0, 1 - error / self._whole)}
 
 
 # --- Door
@@ -184,7 +204,7 @@ class DoorConfig(ArmTaskConfig):
 
 
 DOOR_HINGE = np.array([-0.185, -0.1, 0.0])  # m, in the frame that is placed
-DOOR_HANDLE = np.array([0.381, -0.12])  # m, from the hinge to the middle of the bar, door closed
+DOOR_HANDLE = np.array(SCENES["door"].handle[1][:2])  # m, from the hinge to the bar's middle, door closed
 DOOR_HOOK = np.array([0.39, -0.06])  # m, from the hinge to where a finger is between bar and door
 DOOR_PULL = np.array([0.39, -0.09])  # m, from the hinge to where it is aimed, so that it leans on the bar
 
@@ -196,7 +216,7 @@ class Door(HingedTask):
     thing = "door's handle, m"
 
     def __init__(self, config: DoorConfig) -> None:
-        super().__init__(config)
+        super().__init__(config, config.desired, config.success)
         self.config = config
 
     def start(self) -> Floats:
@@ -212,17 +232,11 @@ class Door(HingedTask):
 
     def reward(self, snapshot: Snapshot, applied: Applied) -> dict[str, float]:
         """Equation 12."""
-        return {"angle": -abs(self.way(snapshot) - self.config.desired)}
-
-    def success(self, snapshot: Snapshot) -> bool:
-        """True near the desired angle."""
-        return abs(self.way(snapshot) - self.config.desired) <= self.config.success
+        return {"angle": -self.error(snapshot)}
 
     def measures(self, snapshot: Snapshot) -> dict[str, float]:
-        """The door's angle and its distance from the desired one, rad, and how much of the way is done."""
-        angle = self.way(snapshot)
-        error = abs(angle - self.config.desired)
-        return {"error": error, "angle": angle, "score": max(0.0, 1 - error / abs(self.config.desired))}
+        """As of everything hinged, and the door's angle, rad."""
+        return {**super().measures(snapshot), "angle": self.way(snapshot)}
 
     @property
     def labels(self) -> dict[str, str]:
@@ -232,7 +246,7 @@ class Door(HingedTask):
 
     def expert(self, state: Floats) -> Action:
         """Above the gap between bar and door, down into it, and around the hinge."""
-        tip, angle, reach = state[AXES], float(state[8]), state[10:13]
+        tip, angle, reach = state[AXES], float(state[WAY]), state[REACH]
         handle = tip + reach
         hinge = handle[:2] - _turned(DOOR_HANDLE, angle)
         place = _turned(tip[:2] - hinge, -angle)  # of the finger, as if the door were closed
@@ -277,23 +291,12 @@ class Drawer(HingedTask):
     thing = "drawer's handle, m"
 
     def __init__(self, config: DrawerConfig) -> None:
-        super().__init__(config)
+        super().__init__(config, config.goal, config.success)
         self.config = config
 
     def reward(self, snapshot: Snapshot, applied: Applied) -> dict[str, float]:
         """Equation 13."""
-        away = abs(self.way(snapshot) - self.config.goal)
-        return {"hand_to_handle": -self.reach(snapshot), "drawer_to_goal": -away}
-
-    def success(self, snapshot: Snapshot) -> bool:
-        """True near the goal."""
-        return abs(self.way(snapshot) - self.config.goal) <= self.config.success
-
-    def measures(self, snapshot: Snapshot) -> dict[str, float]:
-        """How far the drawer is from its goal, m, and how much of the way is done."""
-        error = abs(self.way(snapshot) - self.config.goal)
-        whole = max(abs(SCENES["drawer"].rest - self.config.goal), 1e-3)
-        return {"error": error, "score": max(0.0, 1 - error / whole)}
+        return {"hand_to_handle": -self.reach(snapshot), "drawer_to_goal": -self.error(snapshot)}
 
     @property
     def labels(self) -> dict[str, str]:
@@ -303,7 +306,7 @@ class Drawer(HingedTask):
 
     def expert(self, state: Floats) -> Action:
         """Back over the handle, down before it, and on until the drawer is closed."""
-        tip, way, reach = state[AXES], float(state[8]), state[10:13]
+        tip, way, reach = state[AXES], float(state[WAY]), state[REACH]
         handle = tip + reach
         before = reach[1] > 0.01 and abs(reach[0]) < 0.04
         if not before:
@@ -370,7 +373,7 @@ class Pickup(ArmTask):
 
     def expert(self, state: Floats) -> Action:
         """Above the block, down around it, close, up."""
-        tip, opening, closing, reach = state[AXES], float(state[3]), -float(state[7]), state[-7:-4]
+        tip, opening, closing, reach = state[AXES], float(state[3]), -float(state[7]), state[REACH]
         block = tip + reach
         beside = float(np.hypot(*reach[:2]))
         if beside > 0.015:
