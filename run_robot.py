@@ -58,11 +58,9 @@ GRAPHICS = {"egl": ("EGL", "libegl1 libopengl0 libgl1-mesa-dri"), "osmesa": ("OS
 
 def compose(args: argparse.Namespace) -> RunConfig:
     """The configuration in force: task < hw < agent < --config < --set and short flags."""
-    from configs.document import Layer
-    from configs.loader import find
+    from configs.run import named
 
-    folders = {"tasks": args.task, "hw": args.hw, "agent": getattr(args, "agent", "slac")}
-    return checked(args, [Layer.from_file(find(CONFIGS / folder, word)) for folder, word in folders.items()])
+    return checked(args, named(args.task, args.hw, getattr(args, "agent", "slac")))
 
 
 def recompose(args: argparse.Namespace, made: Layer) -> RunConfig:

@@ -7,6 +7,7 @@ their models. The loader works for any schema.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from agent.config import AgentConfig
 from agent.schedule import TrainConfig
 from calibration.board import BoardConfig
-from configs.loader import Problem
-from robot.rig import CAMERA, OURS, RigConfig, other_robots
+from configs.document import Layer
+from configs.loader import Problem, find
+from robot.rig import CAMERA, OURS, RigConfig, unknown_robot
 from tasks.catalogue import all_tasks
 from tasks.claw import ClawConfig
 from tasks.pose import PoseConfig
@@ -39,6 +41,15 @@ class RunConfig(BaseModel):
     hw: RigConfig
     agent: AgentConfig
     train: TrainConfig = TrainConfig()
+
+
+FILES = Path(__file__).parent
+
+
+def named(task: str, hw: str, agent: str) -> list[Layer]:
+    """The files of three names, or of paths, the later over the earlier. Raises ConfigError."""
+    folders = {"tasks": task, "hw": hw, "agent": agent}
+    return [Layer.from_file(find(FILES / folder, name)) for folder, name in folders.items()]
 
 
 ENCODER_STRIDE = 16  # px; the encoder halves images four times
@@ -78,9 +89,8 @@ def cross_checks(config: RunConfig) -> Iterator[Problem]:
 
 def rig_checks(config: RunConfig | HwConfig) -> Iterator[Problem]:
     """What a rig's section needs of what is installed."""
-    if config.hw.robot != OURS and config.hw.robot not in other_robots():
-        names = ", ".join([OURS, *other_robots()])
-        yield Problem("hw.robot", f"no installed package brings a robot {config.hw.robot!r}; known: {names}")
+    if problem := unknown_robot(config.hw.robot):
+        yield Problem("hw.robot", problem)
     if config.hw.robot == OURS and config.hw.settings:
         yield Problem("hw.settings", "is for robots of other packages (hw.robot); the D'Claw's is hw.dclaw")
 

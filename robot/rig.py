@@ -255,22 +255,25 @@ def other_robots() -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group=ROBOTS)}
 
 
+def unknown_robot(name: str) -> str:
+    """What is wrong with a robot's name, or nothing."""
+    known = [OURS, *other_robots()]
+    return "" if name in known else f"no installed package brings a robot {name!r}; known: {', '.join(known)}"
+
+
 def _build_other(config: RigConfig, *, cameras: bool) -> Rig:
-    known = other_robots()
-    if config.robot not in known:
-        names = ", ".join(["dclaw", *known])
-        raise ValueError(f"no installed package brings a robot {config.robot!r}; known: {names}")
+    if problem := unknown_robot(config.robot):
+        raise ForeignRobotError(problem)
+    robot = other_robots()[config.robot]
     try:
-        rig = known[config.robot].load()(config, cameras=cameras)
+        rig = robot.load()(config, cameras=cameras)
     except Fault:
         raise
     except Exception as error:  # whatever somebody else's module does
         said = f"{type(error).__name__}: {error}"
-        raise ForeignRobotError(f"{known[config.robot].value} made no rig of hw ({said})") from error
+        raise ForeignRobotError(f"{robot.value} made no rig of hw ({said})") from error
     if not isinstance(rig, Rig):
-        raise ForeignRobotError(
-            f"{known[config.robot].value} made a {type(rig).__name__}, expected a robot.rig.Rig"
-        )
+        raise ForeignRobotError(f"{robot.value} made a {type(rig).__name__}, expected a robot.rig.Rig")
     return rig
 
 

@@ -13,18 +13,16 @@ An environment comes with a simulated rig of its own and closes it. `settings` a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import gymnasium
 
 from configs.document import Layer
-from configs.loader import choices, find, load
-from configs.run import RunConfig, cross_checks
+from configs.loader import choices, load
+from configs.run import FILES, RunConfig, cross_checks, named
 from tasks.env import RobotEnv
 from tasks.simulated import standalone
 from tasks.task import RobotTaskConfig
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 NAMESPACE = "dclaw"
 
 
@@ -37,9 +35,8 @@ def make(
     """
     settings = (settings,) if isinstance(settings, str) else settings
     agent = "slac" if images else "sac_state"  # what the checks of cameras and sizes are for
-    files = (("tasks", task), ("hw", "sim"), ("agent", agent))
-    layers = [Layer.from_file(find(CONFIGS / folder, name)) for folder, name in files]
-    config = load(RunConfig, [*layers, Layer.from_overrides(settings)], [cross_checks])
+    layers = [*named(task, "sim", agent), Layer.from_overrides(settings)]
+    config = load(RunConfig, layers, [cross_checks])
     if config.hw.kind != "sim":
         raise ValueError("hw.kind: what gymnasium makes is simulated; run_robot.py drives robots")
     if not isinstance(config.task, RobotTaskConfig):
@@ -54,7 +51,7 @@ def id_of(task: str) -> str:
 
 def register() -> None:
     """Tells gymnasium of all tasks; what it knows already stays."""
-    for name in choices(CONFIGS / "tasks"):
+    for name in choices(FILES / "tasks"):
         if not name.startswith("dm_") and id_of(name) not in gymnasium.registry:
             # Resets of a D'Claw are motions: a second one ends in the same place, not in the same bits. And
             # the time of a reading, which infos hold, is of a clock that goes on.
