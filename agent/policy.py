@@ -35,56 +35,48 @@ class Policy(Protocol):
         ...
 
 
-class RandomPolicy:
+class _Fixed:
+    """What policies share that neither remember nor learn anything."""
+
+    def initial(self) -> None:
+        """Nothing to remember."""
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Has none."""
+
+
+class RandomPolicy(_Fixed):
     """Uniform actions: the first data of every run."""
 
     def __init__(self, action_size: int, rng: np.random.Generator) -> None:
         self._size, self._rng = action_size, rng
 
-    def initial(self) -> None:
-        """Nothing to remember."""
-
     def act(self, carry: None, observation: Observation, *, explore: bool) -> tuple[None, Action]:
         """A uniform action in [-1, 1]^A, whatever is seen."""
         return None, self._rng.uniform(-1, 1, self._size).astype(np.float32)
 
-    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Has none."""
 
-
-class ConstantPolicy:
+class ConstantPolicy(_Fixed):
     """The same action always: zeros hold the rest pose, the floor that any learner must beat."""
 
     def __init__(self, action: Action) -> None:
         self._action = np.asarray(action, np.float32)
 
-    def initial(self) -> None:
-        """Nothing to remember."""
-
     def act(self, carry: None, observation: Observation, *, explore: bool) -> tuple[None, Action]:
         """A copy of the constant."""
         return None, self._action.copy()
 
-    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Has none."""
 
-
-class ScriptedPolicy:
+class ScriptedPolicy(_Fixed):
     """What a function of the state says: an expert, for demonstrations."""
 
-    def __init__(self, act: Callable[[NDArray[np.float64]], Action]) -> None:
-        """act: state (N,) -> action (A,)."""
-        self._act = act
-
-    def initial(self) -> None:
-        """Nothing to remember."""
+    def __init__(self, script: Callable[[NDArray[np.float64]], Action]) -> None:
+        """script: state (N,) -> action (A,)."""
+        self._script = script
 
     def act(self, carry: None, observation: Observation, *, explore: bool) -> tuple[None, Action]:
         """The function's answer to observation["state"] (N,)."""
-        return None, self._act(observation["state"].astype(np.float64))
-
-    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Has none."""
+        return None, self._script(observation["state"].astype(np.float64))
 
 
 class StatePolicy:

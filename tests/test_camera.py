@@ -25,8 +25,8 @@ from robot.camera import (
     set_up,
 )
 from robot.clock import ManualClock, SystemClock
-from robot.mjpeg import CameraServer, FrameFeed
 from robot.types import CameraFault, Image, StaleFrame
+from tests.broadcast import Broadcast
 
 WIDTH, HEIGHT = 96, 80
 
@@ -42,33 +42,18 @@ def wait_until(condition: Callable[[], bool], timeout: float = 10.0) -> None:
         time.sleep(0.002)
 
 
-class Projector:
+class Projector(Broadcast):
     """A camera server that shows grey values at a rate until told to pause."""
 
     def __init__(self, period: float = 0.01, port: int = 0) -> None:
-        self.feed = FrameFeed()
-        self.server = CameraServer(self.feed, dict, port)
         self.value = 100
         self.shape = (HEIGHT, WIDTH, 3)
         self.playing = True
-        self._period = period
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        super().__init__(period, port)
 
-    @property
-    def url(self) -> str:
-        return self.server.url + "/cam.mjpg"
-
-    def close(self) -> None:
-        self._stop.set()
-        self._thread.join()
-        self.server.close()
-
-    def _run(self) -> None:
-        while not self._stop.wait(self._period):
-            if self.playing:
-                self.feed.publish(np.full(self.shape, self.value, dtype=np.uint8), 95)
+    def show(self) -> None:
+        if self.playing:
+            self.feed.publish(np.full(self.shape, self.value, dtype=np.uint8), 95)
 
 
 @pytest.fixture

@@ -25,8 +25,8 @@ from configs.loader import load
 from configs.run import HwConfig
 from robot.camera import CameraConfig, OpenCvCamera
 from robot.clock import SystemClock
-from robot.mjpeg import CameraServer, FrameFeed
 from robot.types import CameraFault, Image
+from tests.broadcast import Broadcast
 from tests.photographs import Camera, Faults, Paper, around, nominal_place, spoil
 
 PERIOD = 0.15  # s between images: each costs the search for a board
@@ -46,39 +46,28 @@ def scenes() -> list[Image]:
     return [coloured(spoil(paper.photograph(CAMERA, pose), Faults(), rng)) for pose in poses]
 
 
-class Bench:
+class Bench(Broadcast):
     """An emulated camera before which a person shows a board: the next scene once the last one was taken."""
 
     def __init__(self, scenes: list[Image], cameras: Path) -> None:
-        self.feed = FrameFeed()
-        self.server = CameraServer(self.feed, dict)
         self.scenes, self.cameras = scenes, cameras
         self.ended = threading.Event()  # all scenes were taken
         self.stream, self._out = os.pipe()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    @property
-    def url(self) -> str:
-        return self.server.url + "/cam.mjpg"
+        super().__init__(PERIOD)
 
     def press_enter(self) -> None:
         os.write(self._out, b"\n")
 
     def close(self) -> None:
-        self._stop.set()
-        self._thread.join()
-        self.server.close()
+        super().close()
         os.close(self._out)
 
-    def _run(self) -> None:
-        while not self._stop.wait(PERIOD):
-            taken = self._taken()
-            self.feed.publish(self.scenes[min(taken, len(self.scenes) - 1)], 95)
-            if taken == len(self.scenes) and not self.ended.is_set():
-                self.ended.set()
-                self.press_enter()
+    def show(self) -> None:
+        taken = self._taken()
+        self.feed.publish(self.scenes[min(taken, len(self.scenes) - 1)], 95)
+        if taken == len(self.scenes) and not self.ended.is_set():
+            self.ended.set()
+            self.press_enter()
 
     def _taken(self) -> int:
         """Scenes of which there is a photograph: the one of the base, then the others."""
