@@ -63,6 +63,10 @@ class LatentConfig(EncoderConfig):
     # Where the spread of the posterior and of the z2 networks starts; None = wherever softplus puts it
     # (0.69). A start at 0.08 spares a small budget the long phase in which the latents are mostly noise.
     initial_std: float | None = Field(None, gt=1e-4)
+    # Shortens gradients that are more than this many times as long as usual, each tensor's on its own; None =
+    # never, as published. Reconstructions get sharper until the learning rate is just small enough for them;
+    # from 3e-4 on single updates then undo thousands, now and then (docs/results.md).
+    gradient_limit: float | None = Field(None, ge=1)
 
 
 class MachineConfig(Config):

@@ -371,6 +371,22 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     return torch.nn.utils.get_total_norm(gradients)
 
 
+@torch.no_grad()
+def shorten_gradients(optimiser: torch.optim.Adam, limit: float) -> None:
+    """Shortens each tensor's gradient to `limit` times its usual length, that of Adam's second moment.
+
+    Adam divides by what gradients were like over the last thousand updates: one that is a hundred times as
+    long moves every weight thirty learning rates far before that shows. Here at most `limit` in a row.
+    """
+    for group in optimiser.param_groups:
+        known = [p for p in group["params"] if p.grad is not None and "exp_avg_sq" in optimiser.state[p]]
+        for parameter in known:
+            memory = optimiser.state[parameter]
+            square = memory["exp_avg_sq"].sum() / (1 - group["betas"][1] ** memory["step"])
+            usual = square.sqrt() + group["eps"]  # where there was no gradient so far, one may begin
+            parameter.grad.mul_((limit * usual / parameter.grad.norm()).clamp(max=1.0))
+
+
 def to_floats(metrics: Metrics) -> dict[str, float]:
     """The metrics as plain numbers, with one transfer from the device."""
     values = torch.stack([value.float() for value in metrics.values()]).tolist()

@@ -30,6 +30,7 @@ from agent.sac import (
     gradient_norm,
     policy_tensors,
     restore_generator,
+    shorten_gradients,
     soft_actor_critic,
     to_floats,
 )
@@ -266,6 +267,8 @@ class SlacAgent:
         self._model_optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         gradient = gradient_norm(self.model.parameters())
+        if (limit := self.config.model.gradient_limit) is not None:
+            shorten_gradients(self._model_optimiser, limit)
         self._model_optimiser.step()
         assert batch.image is not None
         return {

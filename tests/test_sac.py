@@ -23,6 +23,8 @@ from agent.sac import (
     SacStateAgent,
     SoftActorCritic,
     Transition,
+    adam,
+    shorten_gradients,
     soft_actor_critic,
     state_transition,
 )
@@ -364,6 +366,66 @@ def test_state_agent_learns_from_the_last_step_of_a_window() -> None:
 
 def _columns(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return batch.action, batch.reward, batch.discount, batch.is_first, batch.is_last
+
+
+def used_adam(steps: int = 20) -> tuple[nn.Linear, torch.optim.Adam]:
+    """A layer whose optimiser has seen gradients of length 1 on average."""
+    torch.manual_seed(0)
+    layer = nn.Linear(8, 8)
+    optimiser = adam(layer.parameters(), 1e-3)
+    for _ in range(steps):
+        for parameter in layer.parameters():
+            direction = torch.randn_like(parameter)
+            parameter.grad = direction / direction.norm()
+        optimiser.step()
+    return layer, optimiser
+
+
+def test_gradients_of_usual_length_are_left_alone_to_the_bit() -> None:
+    layer, optimiser = used_adam()
+    before = [parameter.grad.clone() for parameter in layer.parameters() if parameter.grad is not None]
+    shorten_gradients(optimiser, 2.0)
+    after = [parameter.grad for parameter in layer.parameters() if parameter.grad is not None]
+    assert len(before) == 2
+    assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
+
+
+def test_a_gradient_beyond_the_limit_keeps_its_direction_and_the_others_their_length() -> None:
+    layer, optimiser = used_adam()
+    assert layer.weight.grad is not None
+    assert layer.bias.grad is not None
+    layer.weight.grad *= 300
+    weight, bias = layer.weight.grad.clone(), layer.bias.grad.clone()
+    shorten_gradients(optimiser, 2.0)
+    assert float(layer.weight.grad.norm()) == pytest.approx(2.0, rel=1e-4)
+    torch.testing.assert_close(layer.weight.grad / 2.0, weight / 300)
+    assert torch.equal(layer.bias.grad, bias)
+
+
+def test_a_limit_holds_back_neither_first_gradients_nor_bad_numbers() -> None:
+    layer = nn.Linear(8, 8)
+    optimiser = adam(layer.parameters(), 1e-3)
+    layer(torch.ones(8)).sum().mul(1e6).backward()
+    assert layer.weight.grad is not None
+    first = layer.weight.grad.clone()
+    shorten_gradients(optimiser, 2.0)
+    assert torch.equal(layer.weight.grad, first)
+    optimiser.step()
+    layer.weight.grad[0, 0] = torch.nan
+    shorten_gradients(optimiser, 2.0)
+    assert layer.weight.grad.isnan().any()  # for the learner to see and to roll back
+
+
+def test_a_parameter_that_had_no_gradient_so_far_is_not_frozen_by_the_limit() -> None:
+    layer = nn.Linear(8, 8)
+    optimiser = adam(layer.parameters(), 1e-3)
+    for gradient in (0.0, 1.0):
+        for parameter in layer.parameters():
+            parameter.grad = torch.full_like(parameter, gradient)
+        before = layer.weight.detach().clone()
+        shorten_gradients(optimiser, 2.0)
+        optimiser.step()
+    assert float((layer.weight.detach() - before).abs().min()) > 1e-4  # a good part of the learning rate
 
 
 def state_batch(rows: int = 32, seed: int = 0) -> Batch:
