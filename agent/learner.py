@@ -26,6 +26,7 @@ from pydantic import TypeAdapter
 
 from agent.build import Agent, build_agent, prepare_process
 from agent.config import AgentConfig
+from agent.divergence import DivergenceWatch
 from agent.episodes import EpisodeError
 from agent.files import DiskError, disk_errors
 from agent.intake import PriorDataError, fill_with_prior, make_replay, mixed, take
@@ -50,7 +51,7 @@ BLIND = 45.0  # degrees: a model that errs more does not see the object
 
 
 class TrainingDivergedError(RuntimeError):
-    """A loss is no longer a number; the last checkpoint still is."""
+    """What was learned is being lost; the last checkpoint still has it."""
 
 
 class TooLittleMemory(RuntimeError):
@@ -72,7 +73,7 @@ class Counters:
     version: int = 0  # of the weights published last
     free_steps: int | None = None  # steps that earned no update; fixed by the first one, see `Learner.due`
     seeing: bool = False  # the probe has ended pretraining
-    rollbacks: int = 0  # to an earlier checkpoint, because a loss was no number
+    rollbacks: int = 0  # to an earlier checkpoint, because what was learned was being lost
 
     @property
     def done(self) -> int:
@@ -135,6 +136,9 @@ class Learner:
         self.probed: float | None = None  # degrees by which the last probe erred
         self.notes: list[str] = []  # for the person at the robot
         self.clock = Stopwatch(keep=1000)
+        sac = agent_config.sac
+        loosest = math.log(2) * int(spaces["action_size"])  # nats, of a policy to which all actions are alike
+        self.watch = DivergenceWatch(sac.discount, sac.initial_temperature * loosest)
         self.diverged = False
         self._saved = Counters()  # as of the newest checkpoint
         self._logged = 0  # updates by the last row of metrics
@@ -212,9 +216,10 @@ class Learner:
                 f"the GPU has no room for an update of {batch_size} windows ({error}). Lower "
                 "--set agent.sac.batch_size and agent.model_batch, or choose --set agent.device=cpu."
             ) from error
-        bad = [name for name, value in self.losses.items() if not math.isfinite(value)]
+        rings = [ring for ring in (self.replay, self.prior) if ring is not None]
+        bad = self.watch.hears(self.losses, max(ring.largest_reward for ring in rings))
         if bad:
-            self._roll_back(", ".join(bad))
+            self._roll_back(bad)
         return not bad
 
     def _joint_update(self, batch: Batch) -> dict[str, float]:
@@ -247,7 +252,7 @@ class Learner:
         The stream of random numbers goes on: from the checkpoint's own the same batches would diverge again.
         """
         self.diverged = True  # these weights must not become a checkpoint
-        what = f"{bad} is not a number after {self.counters.done} updates"
+        what = f"{bad} after {self.counters.done} updates"
         saved = self.run.load_checkpoint() if self.counters.rollbacks < ROLLBACKS else None
         if saved is None:
             raise TrainingDivergedError(
@@ -261,6 +266,7 @@ class Learner:
         self.counters.rollbacks += 1
         self._logged = self._looked = min(self._looked, self.counters.done)
         self._encoded = -math.inf
+        self.watch.forget()
         self.diverged, self.losses = False, {}
         self.notes.append(f"{what}: back to the checkpoint after {self.counters.done}.")
         if self.counters.updates:

@@ -116,6 +116,11 @@ class SequenceReplay:
         """Numbers per state; 0 when none are stored."""
         return 0 if self._state is None else self._state.shape[1]
 
+    @property
+    def largest_reward(self) -> float:
+        """The largest absolute reward of a stored step."""
+        return max(float(self._reward.max()), -float(self._reward.min()))
+
     def add_episode(
         self,
         images: NDArray[np.uint8] | None,

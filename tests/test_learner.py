@@ -504,6 +504,23 @@ def test_a_loss_that_is_no_number_leads_back_to_the_checkpoint(
     assert all(torch.isfinite(weights).all() for weights in published(run).values())
 
 
+def test_a_model_that_is_being_lost_leads_back_to_the_checkpoint(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", SLAC)
+    learner = worked(Learner(filled(run, 2, images=True)))
+    learner.save()
+    saved = learner.counters.done
+    for _ in range(300):
+        learner.watch.hears({"psnr": 90.0}, 1.0)  # far better than what comes
+    add_episode(run, 3, images=True)
+    worked(learner)
+    assert learner.counters.rollbacks == 1
+    note = learner.status()["notes"][0]
+    assert "reconstructions fell from " in note
+    assert note.endswith(f"back to the checkpoint after {saved}.")
+    assert learner.counters.done == saved
+    assert worked(learner).counters.done > saved, "it goes on from there"
+
+
 def test_what_diverges_again_and_again_stops_and_leaves_the_checkpoint(
     run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
