@@ -10,7 +10,7 @@ import pytest
 
 from robot.randomise import RandomiseConfig
 from robot.sim import RESET_POSE, SimConfig, SimPlant
-from robot.types import Floats, Image, ValveGeometry
+from robot.types import CameraFault, Floats, Image, ValveGeometry
 from robot.valve_vision import PITCH, NotVisible, Sighting, ValveEye, pitch, redness
 from robot.world import CameraPose
 
@@ -147,5 +147,20 @@ def test_two_degrees_take_128_pixels_of_the_simulated_camera() -> None:
 def test_a_picture_of_another_size_or_without_the_valve_is_refused(eye: ValveEye) -> None:
     with pytest.raises(ValueError, match="128x128"):
         eye.look(np.zeros((64, 64, 3), np.uint8))
-    with pytest.raises(ValueError, match="partly outside"):
+    with pytest.raises(CameraFault, match="partly outside"):
         ValveEye(CameraPose(lookat=(0.3, 0.0, 0.09)).projection(*SIZE), SIZE)
+
+
+@pytest.mark.parametrize("edge", [(0.09, 0.0), (-0.09, 0.0), (0.0, 0.1), (0.0, -0.1)])
+def test_a_valve_that_any_edge_of_the_picture_cuts_is_refused(edge: tuple[float, float]) -> None:
+    """Seen straight from above, the picture's edges lie along the axes of the base."""
+    above = CameraPose(azimuth=90, elevation=-90, lookat=(0.0, 0.0, 0.1021), distance=0.35)
+    ValveEye(above.projection(*SIZE), SIZE)
+    with pytest.raises(CameraFault, match="partly outside"):
+        ValveEye(above.model_copy(update={"lookat": (*edge, 0.1021)}).projection(*SIZE), SIZE)
+
+
+@pytest.mark.parametrize("numbers", [np.zeros((3, 4)), np.diag([1.0, 1.0, 0.0]) @ np.eye(3, 4)])
+def test_numbers_that_no_camera_has_are_refused(numbers: Floats) -> None:
+    with pytest.raises(CameraFault, match=r"hw\.camera\.projection is not that of a camera"):
+        ValveEye(numbers, SIZE)
