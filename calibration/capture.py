@@ -15,13 +15,12 @@ from pydantic import ValidationError
 
 from calibration.board import Board, BoardConfig, CalibrationError, Sighting
 from calibration.camera import BASE, FEWEST_AT_BASE, View
-from calibration.coverage import Coverage, motion
+from calibration.coverage import Coverage, at_rest
 from calibration.recording import write_whole
 from robot.camera import CameraConfig, OpenCvCamera
 from robot.types import Clock, Config, Image
 
 STILL = 0.4  # s that the board must be at rest: a moving one is blurred, and skewed by a rolling shutter
-MOVED = 0.7  # px between two images, above which a hand has moved the board
 AT_BASE = 5  # photographs of the board on the base, whose noise is averaged
 PATIENCE = 2.0  # s without a board, after which is said why
 STALE = 2.0  # s without an image, after which the camera counts as lost
@@ -117,11 +116,11 @@ class Watch:
                 self._missed_since, self._reason = time, f"no board: {self._board.why_not(grey)}"
             return Look(image, None, False, self._reason)
         self._missed_since, self._reason = time, "looking for the board"
-        if before is None or motion(before, sighting) > MOVED:
+        if before is None or not at_rest(before, sighting):
             self._rests_since = time
-        at_rest = time - self._rests_since >= STILL
+        rests = time - self._rests_since >= STILL
         seen = f"{len(sighting.ids)} of {len(self._board.corners)} corners seen"
-        return Look(image, sighting, at_rest, seen if at_rest else f"{seen}, hold it still")
+        return Look(image, sighting, rests, seen if rests else f"{seen}, hold it still")
 
     def _await_image(self) -> float:
         while (frame := self._camera.latest(STALE)).sequence == self._sequence:

@@ -85,6 +85,19 @@ def test_a_board_that_is_partly_covered_is_found_in_part(camera: Camera, paper: 
     assert 8 <= len(seen.ids) < len(BOARD.corners)
 
 
+def test_a_row_of_corners_and_one_beside_it_is_not_taken_for_a_view() -> None:
+    """No pose can be told from them, and the search for a lens would break on them."""
+    board = Board(BoardConfig(squares=(12, 8), square=0.02, marker=0.015))
+    whole = cv2.copyMakeBorder(board.draw(2500), *[40] * 4, cv2.BORDER_CONSTANT, value=255).astype(np.uint8)
+    rows = whole.copy()
+    rows[143:] = 255  # two rows of squares are left, and one row of corners between them
+    assert board.find(rows) is None
+    rows[143:193, 580:] = whole[143:193, 580:]  # a corner below it
+    assert board.find(rows) is None
+    rows[143:193, 490:] = whole[143:193, 490:]  # and more of them
+    assert board.find(rows)
+
+
 @pytest.mark.parametrize(
     ("printed", "reason"),
     [
@@ -130,6 +143,8 @@ def test_the_board_lies_where_its_place_says() -> None:
     [
         ({"squares": (2, 5)}, "expected 3 to 50 each way"),
         ({"marker": 0.034}, "expected 0.3 to 0.9 of a square"),
+        ({"square": 35, "marker": 26}, r"square 35 m: expected 0\.005 to 0\.5 m; 35 mm are 0\.035"),
+        ({"place": {"centre": (20, 0, 0)}}, "less than or equal to 2"),
         ({"squares": (12, 9)}, "54 markers are needed, dictionary 4x4_50 has 50"),
     ],
 )

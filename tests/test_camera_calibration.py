@@ -13,11 +13,11 @@ from numpy.random import Generator
 from PIL import Image as Pictures
 from rich.console import Console
 
-from calibration.board import Board, BoardConfig, CalibrationError, Place
+from calibration.board import Board, BoardConfig, CalibrationError, Place, Sighting
 from calibration.camera import CameraCalibration, View, calibrate, locate, merged, solve
 from calibration.camera_report import publish, settings
 from calibration.capture import SETUP, Photographs, Setup, read_folder
-from calibration.coverage import Cell, Coverage, leans
+from calibration.coverage import Cell, Coverage, at_rest, leans
 from configs.document import Layer
 from configs.loader import load
 from configs.run import HwConfig
@@ -258,6 +258,32 @@ def test_coverage_knows_what_is_missing_and_when_it_is_enough() -> None:
     assert coverage.complete
     assert coverage.share == 1
     assert len(coverage.views) < 25
+
+
+def test_a_tilt_counts_twice_only_in_two_places() -> None:
+    rng = np.random.default_rng(0)
+    tilted, same, elsewhere, otherwise = (
+        sighted(SOLID, BOARD, facing(BOARD, tilt, 0.0, (x, 0.0, 0.42)), rng)
+        for tilt, x in (((0.0, 0.5), 0.0), ((0.0, 0.5), 0.0), ((0.0, 0.5), 0.08), ((0.0, -0.5), 0.0))
+    )
+    coverage = Coverage(BOARD).with_view(tilted)
+    assert "right edge nearer" in coverage.missing()  # one is not enough
+    assert not coverage.adds(same)
+    assert coverage.adds(elsewhere)
+    assert coverage.adds(otherwise)
+    assert "right edge nearer" not in coverage.with_view(elsewhere).missing()
+
+
+@pytest.mark.parametrize("resolution", [(640, 480), (1920, 1080)])
+def test_rest_is_the_same_at_every_resolution(resolution: tuple[int, int]) -> None:
+    pixels = np.array([[0.1, 0.1], [0.5, 0.5]]) * resolution
+    before = Sighting(np.arange(2), pixels, resolution)
+    trembling, moving = (
+        replace(before, pixels=pixels + np.array([share * resolution[0], 0.0])) for share in (5e-4, 3e-3)
+    )
+    assert at_rest(before, trembling)
+    assert not at_rest(before, moving)
+    assert not at_rest(before, replace(trembling, ids=np.arange(2, 4)))  # of other corners nothing is known
 
 
 @pytest.mark.parametrize(
