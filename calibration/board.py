@@ -25,6 +25,7 @@ INK = 12  # px per mm of the sheet: 304.8 per inch, at which whole millimetres a
 EDGE = 5.0  # mm at the sheet's edges where many printers print nothing
 RULER = 100  # mm
 BELOW = 11.0  # mm that ruler and words need below the board
+LEGEND = 210.0  # mm across, with the longest words that there can be
 FEWEST_MARKERS = 4  # in an image; fewer can be a pattern of the background
 STRAY = 0.05  # of the seen board's size, by which a marker may miss its place: a lens bends less
 FITTING = 0.8  # share of the markers that must lie where the board has them
@@ -256,7 +257,11 @@ def _fill(
 
 
 def _legend(page: NDArray[np.uint8], left: float, bottom: float, config: BoardConfig) -> None:
-    """The ruler below the board's left half, the arrow and the sizes below its right half; mm."""
+    """The ruler below the board's left half, the arrow and the sizes below its right half; mm.
+
+    Below a narrow board further to the left: all of it must be on the paper.
+    """
+    left = min(left, page.shape[1] / INK - EDGE - LEGEND)
     y, stroke = bottom + 5.0, max(1, INK // 4)
 
     def line(start: tuple[float, float], end: tuple[float, float]) -> None:

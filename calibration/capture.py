@@ -71,13 +71,14 @@ Told = Callable[[Progress], None]
 class Keys:
     """Notices that Enter was pressed, without waiting for it."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
+        """stream: the keyboard; None as `sys.stdin` is where a program was started without one."""
         self._stream = stream
-        self.closed = False  # nobody is there who could press it
+        self.closed = stream is None  # nobody is there who could press it
 
     def pressed(self) -> bool:
         """Whether a line has come since the last time."""
-        if self.closed or not select.select([self._stream], [], [], 0)[0]:
+        if self._stream is None or self.closed or not select.select([self._stream], [], [], 0)[0]:
             return False
         self.closed = not self._stream.readline()
         return not self.closed
@@ -202,16 +203,21 @@ def read_folder(folder: Path, setup: Setup | None = None) -> Photographs:
         found = _read(path, board, setup)
         if isinstance(found, View):
             views.append(found)
-        elif path.name.startswith(BASE):
+        elif _at_base(path.name):
             raise CalibrationError(f"{path} does not show the board: {found}")
         else:
             unusable.append((path.name, found))
     if not views:
         (why, count), *_ = Counter(why for _, why in unusable).most_common(1)
         raise CalibrationError(f"no image in {folder} shows the board. Of {count}: {why}")
-    base = tuple(view for view in views if view.name.startswith(BASE))
-    free = tuple(view for view in views if not view.name.startswith(BASE))
+    base = tuple(view for view in views if _at_base(view.name))
+    free = tuple(view for view in views if not _at_base(view.name))
     return Photographs(folder, setup, free, base, tuple(unusable))
+
+
+def _at_base(name: str) -> bool:
+    """Whether a photograph of that name is one of the board on the base; many cameras write capitals."""
+    return name.lower().startswith(BASE)
 
 
 def read_setup(folder: Path) -> Setup:
@@ -235,7 +241,10 @@ def _with_their_camera(setup: Setup, folder: Path) -> Setup:
 
 def _read(path: Path, board: Board, setup: Setup) -> View | str:
     """The view, or why there is none. Raises CalibrationError for one of another camera."""
-    image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
+    try:
+        image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:  # it says to be larger than any image
+        image = None
     if image is None:
         return "it cannot be read as an image"
     height, width = image.shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 from pathlib import Path
 
 import cv2
@@ -58,6 +59,13 @@ def test_the_ruler_on_the_sheet_is_as_long_as_it_says() -> None:
     below = page[round((210 - 11 + 175) / 2 * INK) + 10 :, :]
     longest = max(_runs(row) for row in below)
     assert longest / INK == pytest.approx(100, abs=0.5)
+
+
+@pytest.mark.parametrize("paper", ["a4", "letter"])
+def test_what_is_written_below_a_narrow_board_is_on_the_paper(paper: str) -> None:
+    narrow = {"squares": (3, 3), "square": 0.0123, "marker": 0.00923, "dictionary": "5x5_250", "paper": paper}
+    page = Board(BoardConfig.model_validate(narrow)).sheet() < 128
+    assert page.shape[1] - np.flatnonzero(page.any(axis=0))[-1] > 5 * INK
 
 
 def _runs(row: np.ndarray) -> int:
@@ -159,3 +167,18 @@ def test_a_board_larger_than_the_paper_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match=r"board\.jpg: a board is written as \.pdf or \.png"):
         BOARD.print_to(tmp_path / "board.jpg")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sheet_that_cannot_be_written_is_told_by_its_own_name_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "taken.pdf").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"/taken\.pdf'$"):
+        BOARD.print_to(tmp_path / "taken.pdf")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))  # bytes: a full disk ends a write likewise
+    try:
+        for name in ("board.pdf", "board.png"):
+            with pytest.raises(OSError, match=rf"File too large: '.*/{name}'$"):
+                BOARD.print_to(tmp_path / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["taken.pdf"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -407,6 +409,22 @@ def test_a_calibration_is_published_with_its_picture(folder: Path, tmp_path: Pat
     assert "# Left out: view-099.png" in (tmp_path / "out/cam.yaml").read_text()
 
 
+def test_names_are_shown_as_they_are_and_cannot_become_settings(
+    found: CameraCalibration, tmp_path: Path
+) -> None:
+    """What stands in brackets is markup to the terminal, and a line break ends a comment."""
+    odd = setup().model_copy(update={"identity": "cam [/b]"})
+    unusable = (("x\nhw: {kind: sim}\n.png", "it is none"), ("[red]y.png", "it is none"))
+    console = Console(record=True, width=100)
+    publish(found, Photographs(Path("a [i] b"), odd, (), (), unusable), tmp_path / "cam.yaml", "now", console)
+    said = console.export_text()
+    assert all(part in said for part in ("cam [/b]", "photographs a [i] b", "[red]y.png was left out"))
+    assert "calibrate camera --from 'a [i] b'" in (tmp_path / "cam.yaml").read_text()
+    hw = load(HwConfig, [Layer.from_file(tmp_path / "cam.yaml")]).hw
+    assert hw.camera.calibration
+    assert hw.camera.calibration.camera == "cam [/b]"
+
+
 def test_photographs_of_another_resolution_are_refused(folder: Path) -> None:
     with pytest.raises(CalibrationError, match=r"base-1\.png is 640x480 px, expected 1280x720"):
         read_folder(folder, setup(width=1280, height=720))
@@ -436,6 +454,22 @@ def test_other_settings_do_not_make_it_another_camera(folder: Path) -> None:
     assert photographs.setup.identity == "cam A"
 
 
+def test_photographs_of_the_base_may_be_called_so_in_capitals(folder: Path) -> None:
+    (folder / "base-1.png").rename(folder / "BASE-1.PNG")
+    assert [view.name for view in read_folder(folder).base] == ["BASE-1"]
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A PNG without pixels that says to be so large."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
+    parts = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+HUGE = png_of(1_000_000, 1_000_000)  # px; OpenCV raises where it returns nothing for other broken images
+
+
 @pytest.mark.parametrize(
     ("spoil_it", "reason"),
     [
@@ -443,6 +477,7 @@ def test_other_settings_do_not_make_it_another_camera(folder: Path) -> None:
         (lambda folder: (folder / SETUP).write_text("{"), r"setup\.json cannot be used"),
         (lambda folder: [path.unlink() for path in folder.glob("*.png")], r"holds no image: expected \.png"),
         (lambda folder: (folder / "base-1.png").write_bytes(b""), r"base-1\.png does not show the board"),
+        (lambda folder: (folder / "base-1.png").write_bytes(HUGE), r"base-1\.png does not show the board"),
     ],
 )
 def test_a_folder_that_is_not_whole_says_what_it_lacks(spoil_it: object, reason: str, folder: Path) -> None:

@@ -200,6 +200,7 @@ def test_an_empty_settings_file_is_listed_too(tmp_path: Path) -> None:
         ("calibrate camera --hw sim", ["--hw sim sees through a simulated camera", "--hw dclaw has a camera"]),
         ("calibrate camera --from nowhere", ["nowhere is no folder; `ls cameras`"]),
         ("calibrate camera --from x --set board.square=1", ["--from takes --config and --set only with --hw"]),
+        ("calibrate camera --from x --hw sim", ["--hw sim sees through a simulated camera"]),
         ("calibrate camera --hw dclaw --print-board b.jpg", ["b.jpg: a board is written as .pdf or .png"]),
         ("calibrate camera --hw dclaw --print-board b.pdf --set board.square=0.05 --set board.marker=0.03", ["350 x 250 mm does not fit on a4"]),
         ("calibrate camera --hw dclaw --set board.sqare=1", ["unknown key 'sqare' - did you mean 'square'?"]),
@@ -946,3 +947,9 @@ def test_two_processes_never_share_a_run(tmp_path: Path) -> None:
     first.wait(60)
     assert second.returncode == 1
     assert str(first.pid) in second.stderr
+
+
+def test_a_file_where_a_folder_is_wanted_is_told(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert call("calibrate camera --hw dclaw --print-board file/board.pdf") == 1
+    assert call.err == "file: File exists\n"
