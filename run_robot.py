@@ -626,12 +626,13 @@ def command_replay(args: argparse.Namespace) -> int:
     from tasks.suite import SuiteConfig
 
     episode = logged(args.episode)
-    config = recompose(args, Layer.from_text(episode.header["config"], f"{args.episode} (config)"))
+    made = Layer.from_text(episode.header["config"], f"{args.episode} (config)")
+    config, logged_as = recompose(args, made), made.value("task", "kind")
     telemetry = episode.telemetry
     if isinstance(config.task, SuiteConfig):
         way_out = "evaluate --run shows what its run has learned"
         raise ConfigError([f"{args.episode} is of dm_control, and replay is for robots; {way_out}"])
-    task, logged_as = make_task(config.task), episode.header.get("task_kind", config.task.kind)
+    task = make_task(config.task)
     if config.task.kind != logged_as:
         raise ConfigError([f"{args.episode} is of a task of kind {logged_as}, not {config.task.kind}"])
     with usable(args.episode):

@@ -682,6 +682,14 @@ def test_an_episode_that_cannot_be_replayed_says_why(
     assert words in call.err
 
 
+def test_an_episode_is_of_one_kind_of_task_whatever_is_set(tmp_path: Path, call: Call) -> None:
+    """Doors and drawers have the same settings and joints, so nothing else would stop them."""
+    assert call("collect --task sawyer_door --hw sim --episodes 1 --run run --set task.horizon=2") == 0
+    for what in ("--hw sim", "--rescore"):
+        assert call(f"replay run/episodes/000001.mcap {what} --set task.kind=sawyer_drawer") == 2
+        assert "is of a task of kind sawyer_door, not sawyer_drawer" in call.err
+
+
 def test_replay_and_rescore_agree_with_the_log(trained: Path, call: Call) -> None:
     episode = trained / "episodes/000001.mcap"
     assert call(f"replay {episode} --rescore") == 0
