@@ -110,6 +110,7 @@ def test_a_row_of_corners_and_one_beside_it_is_not_taken_for_a_view() -> None:
     ("printed", "reason"),
     [
         ({"dictionary": "5x5_100"}, r"dictionary 5x5_\d+, not of 4x4_50: another board\?"),
+        ({"squares": (7, 8), "square": 0.03, "marker": 0.022}, "do not lie as on a board of 7x5 squares"),
         ({"squares": (6, 5)}, "do not lie as on a board of 7x5 squares: set board.squares"),
         ({"squares": (9, 7), "square": 0.025, "marker": 0.0185}, "do not lie as on a board of 7x5 squares"),
     ],

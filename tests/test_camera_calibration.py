@@ -249,6 +249,7 @@ def test_coverage_knows_what_is_missing_and_when_it_is_enough() -> None:
     assert coverage.share == 0
     middle = sighted(SOLID, BOARD, facing(BOARD, (0.0, 0.0), 0.0, (0.0, 0.0, 0.45)), rng)
     assert coverage.adds(middle)
+    assert not coverage.adds(replace(middle, ids=middle.ids[:7], pixels=middle.pixels[:7]))
     coverage = coverage.with_view(middle)
     assert not coverage.adds(middle)
     assert Cell(2, 1) not in coverage.missing()
@@ -260,6 +261,17 @@ def test_coverage_knows_what_is_missing_and_when_it_is_enough() -> None:
     assert coverage.complete
     assert coverage.share == 1
     assert len(coverage.views) < 25
+
+
+def test_all_corners_and_tilts_in_a_few_views_are_not_enough() -> None:
+    """A board that fills the image has been everywhere at once; a lens takes more views than that."""
+    rng, coverage = np.random.default_rng(0), Coverage(BOARD)
+    for lean, x, y in ((0.4, -0.02, -0.012), (-0.4, 0.02, 0.012), (0.4, 0.02, -0.012), (-0.4, -0.02, 0.012)):
+        pose = facing(BOARD, (lean, lean), 0.0, (x, y, 0.22))
+        coverage = coverage.with_view(sighted(SOLID, BOARD, pose, rng))
+    assert not coverage.missing()
+    assert not coverage.complete
+    assert coverage.share == pytest.approx(0.4)
 
 
 def test_a_tilt_counts_twice_only_in_two_places() -> None:
@@ -285,6 +297,8 @@ def test_rest_is_the_same_at_every_resolution(resolution: tuple[int, int]) -> No
     )
     assert at_rest(before, trembling)
     assert not at_rest(before, moving)
+    turning = replace(before, pixels=pixels + np.array([[0.0, 0.0], [6e-3 * resolution[0], 0.0]]))
+    assert not at_rest(before, turning)  # about a corner that stays
     assert not at_rest(before, replace(trembling, ids=np.arange(2, 4)))  # of other corners nothing is known
 
 
