@@ -116,9 +116,11 @@ def test_the_board_may_lie_elsewhere_on_the_base() -> None:
     board = Board(BoardConfig(place=Place(centre=(0.03, 0.02, 0.004), turn=-35)))
     rng, (views, _) = np.random.default_rng(0), computed(0)
     base = View("base-1", sighted(SOLID, board, TRUTH @ board.in_base, rng))
-    require_good(calibrate(board, views, [base]), SOLID)
+    found = calibrate(board, views, [base])
+    require_good(found, SOLID)
     elsewhere = calibrate(BOARD, views, [base])  # who believes it to lie in the middle is wrong by that much
     assert errors(elsewhere, SOLID)[1] > 0.03
+    assert elsewhere.sha256 != found.sha256  # the board's place is a part of what was measured
 
 
 def test_the_same_photographs_give_the_same_calibration_under_the_same_name() -> None:
@@ -126,6 +128,19 @@ def test_the_same_photographs_give_the_same_calibration_under_the_same_name() ->
     np.testing.assert_allclose(one.projection, same.projection, rtol=1e-6)
     assert one.sha256 == same.sha256 != other.sha256
     assert re.fullmatch("[0-9a-f]{64}", one.sha256)
+
+
+def test_another_photograph_of_the_base_makes_it_another_measurement() -> None:
+    views, base = computed(1)
+    assert calibrate(BOARD, views, base[:1]).sha256 != calibrate(BOARD, views, base[1:2]).sha256
+
+
+def test_photographs_of_the_base_are_averaged() -> None:
+    rng, pose = np.random.default_rng(0), TRUTH @ BOARD.in_base
+    exact = sighted(SOLID, BOARD, pose, rng, 0.0).pixels
+    noisy = [View(f"base-{number}", sighted(SOLID, BOARD, pose, rng, 0.2)) for number in range(25)]
+    assert np.abs(merged(noisy[:1]).sighting.pixels - exact).max() > 0.3
+    assert np.abs(merged(noisy).sighting.pixels - exact).max() < 0.15
 
 
 def test_a_bent_board_or_a_blurred_view_is_left_out() -> None:
