@@ -626,12 +626,13 @@ def command_replay(args: argparse.Namespace) -> int:
     from tasks.suite import SuiteConfig
 
     episode = logged(args.episode)
-    config = recompose(args, Layer.from_text(episode.header["config"], f"{args.episode} (config)"))
+    made = Layer.from_text(episode.header["config"], f"{args.episode} (config)")
+    config, logged_as = recompose(args, made), made.value("task", "kind")
     telemetry = episode.telemetry
     if isinstance(config.task, SuiteConfig):
         way_out = "evaluate --run shows what its run has learned"
         raise ConfigError([f"{args.episode} is of dm_control, and replay is for robots; {way_out}"])
-    task, logged_as = make_task(config.task), episode.header.get("task_kind", config.task.kind)
+    task = make_task(config.task)
     if config.task.kind != logged_as:
         raise ConfigError([f"{args.episode} is of a task of kind {logged_as}, not {config.task.kind}"])
     with usable(args.episode):
@@ -768,7 +769,7 @@ def command_calibrate(args: argparse.Namespace) -> int:
         return print_board(args, console)
     if not args.hw and (args.config or args.overrides):
         raise ConfigError(["--from takes --config and --set only with --hw, whose values they change"])
-    given = bench_setup(args) if args.hw and source else None
+    given = camera_setup(args) if args.hw and source else None
     photographs = read_folder(Path(source) if source else photograph(args, console), given)
     found = calibrate(Board(photographs.setup.board), photographs.views, photographs.base)
     path = CAMERAS / f"{Path(photographs.setup.name).stem}-{time.strftime('%Y%m%d-%H%M%S')}.yaml"
@@ -779,13 +780,13 @@ def command_calibrate(args: argparse.Namespace) -> int:
 def print_board(args: argparse.Namespace, console: Console) -> int:
     """Writes the sheet with the board. Raises ConfigError, CalibrationError, OSError."""
     from calibration.board import Board
+    from calibration.progress import say
     from configs.document import ConfigError
 
     if not args.hw:
         raise ConfigError(["--print-board needs --hw: with it come the board's settings"])
     Board(bench_setup(args).board).print_to(Path(args.print_board))
-    news = f"{args.print_board}: print it at 100 %, then measure its ruler"
-    console.print(news, highlight=False, soft_wrap=True)
+    say(console, f"{args.print_board}: print it at 100 %, then measure its ruler")
     return 0
 
 
@@ -807,22 +808,31 @@ def bench_setup(args: argparse.Namespace) -> Setup:
     )
 
 
+def camera_setup(args: argparse.Namespace) -> Setup:
+    """The same, where there is a camera to calibrate. Raises ConfigError."""
+    from configs.document import ConfigError
+
+    setup = bench_setup(args)
+    if setup.kind != "real":
+        way_out = "its projection is known exactly; --hw dclaw has a camera to calibrate"
+        raise ConfigError([f"--hw {args.hw} sees through a simulated camera: {way_out}"])
+    return setup
+
+
 def photograph(args: argparse.Namespace, console: Console) -> Path:
     """Photographs of the board, taken with the person who holds it; their folder."""
     from calibration.board import Board
     from calibration.camera_report import watched
     from calibration.capture import Keys, Session, Watch
-    from configs.document import ConfigError
+    from calibration.progress import say
     from robot.camera import OpenCvCamera
     from robot.clock import SystemClock
 
-    setup, clock = bench_setup(args), SystemClock()
-    if setup.kind != "real":
-        way_out = "its projection is known exactly; --hw dclaw has a camera to calibrate"
-        raise ConfigError([f"--hw {args.hw} sees through a simulated camera: {way_out}"])
+    setup, clock = camera_setup(args), SystemClock()
     folder = CAMERAS / f"{Path(args.hw).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    console.print(f"photographs go to {folder}", highlight=False, soft_wrap=True)
     with closing(OpenCvCamera(setup.camera, clock)) as camera, watched(console) as told:
+        again = f"run_robot.py calibrate camera --from {folder}"
+        say(console, f"photographs go to {folder}; however this ends, {again} evaluates them")
         Session(Watch(camera, clock, Board(setup.board)), setup, folder, Keys(sys.stdin), told).take()
     return folder
 

@@ -6,14 +6,14 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import Annotated, Literal, Self, get_args
 
 import cv2
 import numpy as np
 from cv2.typing import MatLike
 from numpy.typing import NDArray
 from PIL import Image as Pictures
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import Field, model_validator
 
 from calibration.recording import write_whole
 from robot.types import Config, Floats
@@ -25,11 +25,14 @@ INK = 12  # px per mm of the sheet: 304.8 per inch, at which whole millimetres a
 EDGE = 5.0  # mm at the sheet's edges where many printers print nothing
 RULER = 100  # mm
 BELOW = 11.0  # mm that ruler and words need below the board
+LEGEND = 210.0  # mm across, with the longest words that there can be
 FEWEST_MARKERS = 4  # in an image; fewer can be a pattern of the background
 STRAY = 0.05  # of the seen board's size, by which a marker may miss its place: a lens bends less
 FITTING = 0.8  # share of the markers that must lie where the board has them
+SQUARES = (0.005, 0.5)  # m, of boards that can be seen and held; beyond it somebody means millimetres
 
 Numbers = NDArray[np.int64]
+Near = Annotated[float, Field(ge=-2, le=2)]  # m, from the base
 
 
 class CalibrationError(Exception):
@@ -39,7 +42,7 @@ class CalibrationError(Exception):
 class Place(Config):
     """Where the board lies while the camera's place is measured, printed side up."""
 
-    centre: tuple[float, float, float] = (0.0, 0.0, 0.0)  # m, base frame; z: of the printed surface
+    centre: tuple[Near, Near, Near] = (0.0, 0.0, 0.0)  # m, base frame; z: of the printed surface
     turn: float = Field(0.0, ge=-360, le=360)  # deg about z, from the base's x axis to the sheet's arrow
 
 
@@ -47,8 +50,8 @@ class BoardConfig(Config):
     """The board as it was printed, sizes as measured on the paper: by them the world is measured."""
 
     squares: tuple[int, int] = (7, 5)  # along the sheet's long side, along its short side
-    square: PositiveFloat = 0.035  # m
-    marker: PositiveFloat = 0.026  # m, the black frame of a marker
+    square: float = 0.035  # m
+    marker: float = 0.026  # m, the black frame of a marker
     dictionary: DictionaryName = "4x4_50"
     paper: PaperName = "a4"
     place: Place = Place()
@@ -58,6 +61,9 @@ class BoardConfig(Config):
         columns, rows = self.squares
         if not (3 <= columns <= 50 and 3 <= rows <= 50):
             raise ValueError(f"squares {self.squares}: expected 3 to 50 each way")
+        if not SQUARES[0] <= self.square <= SQUARES[1]:
+            low, high = SQUARES
+            raise ValueError(f"square {self.square:g} m: expected {low:g} to {high:g} m; 35 mm are 0.035")
         if not 0.3 * self.square <= self.marker <= 0.9 * self.square:
             raise ValueError(
                 f"marker {self.marker:g} m: expected 0.3 to 0.9 of a square of {self.square:g} m"
@@ -120,7 +126,7 @@ class Board:
             return None
         if self._misplaced(marker_corners, np.ravel(marker_ids)):
             return None
-        if self._board.checkCharucoCornersCollinear(np.ravel(ids)):  # no pose can be told from one line
+        if self._on_a_line(np.ravel(ids)):
             return None
         order = np.argsort(np.ravel(ids))
         pixels = np.asarray(corners, np.float64).reshape(-1, 2)[order]
@@ -142,7 +148,13 @@ class Board:
             )
         if len(ids) < FEWEST_MARKERS:
             return f"{len(ids)} of the board's {self.config.markers} markers are seen: nearer, more light?"
-        return "no corner between two markers is seen sharply: hold it still, nearer, in better light"
+        return "too few corners between markers are seen sharply: hold it still, nearer, in better light"
+
+    def _on_a_line(self, ids: NDArray[np.generic]) -> bool:
+        """Whether all corners but one lie on a line, from which no pose can be told."""
+        return any(
+            self._board.checkCharucoCornersCollinear(np.delete(ids, index)) for index in range(len(ids))
+        )
 
     def _other_dictionary(self, image: MatLike, here: int) -> str | None:
         """Another dictionary of which more markers are seen than of ours."""
@@ -245,7 +257,11 @@ def _fill(
 
 
 def _legend(page: NDArray[np.uint8], left: float, bottom: float, config: BoardConfig) -> None:
-    """The ruler below the board's left half, the arrow and the sizes below its right half; mm."""
+    """The ruler below the board's left half, the arrow and the sizes below its right half; mm.
+
+    Below a narrow board further to the left: all of it must be on the paper.
+    """
+    left = min(left, page.shape[1] / INK - EDGE - LEGEND)
     y, stroke = bottom + 5.0, max(1, INK // 4)
 
     def line(start: tuple[float, float], end: tuple[float, float]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from rich.text import Text
 from calibration.camera import CameraCalibration
 from calibration.capture import Photographs, Progress, Told
 from calibration.coverage import Cell, Coverage
+from calibration.progress import say
 from calibration.recording import write_whole
 from robot.camera import CalibrationRecord, Lens
 
@@ -51,13 +53,10 @@ class _Teller:
     def told(self, progress: Progress) -> None:
         if progress.stage != self._stage:
             self._stage = progress.stage
-            self._print(LAY if progress.stage == "base" else HOLD)
+            say(self._console, LAY if progress.stage == "base" else HOLD)
         if progress.news != self._news and progress.news.startswith(("taken", "no board")):
             self._news = progress.news
-            self._print(f"{progress.news}; {100 * progress.coverage.share:.0f} % covered")
-
-    def _print(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True)
+            say(self._console, f"{progress.news}; {100 * progress.coverage.share:.0f} % covered")
 
 
 def _shown(progress: Progress) -> Group:
@@ -97,19 +96,21 @@ def publish(
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     show(found, photographs, console)
     for what, written in (("photographs", photographs.folder), ("picture", picture), ("settings", path)):
-        console.print(f"{what:<11} {written}", highlight=False, soft_wrap=True)
-    command = f"run_robot.py check --hw {photographs.setup.name} --config {path}"
-    console.print(f"To use it: {command}", highlight=False, soft_wrap=True)
+        say(console, f"{what:<11} {written}")
+    command = (
+        f"run_robot.py check --hw {shlex.quote(photographs.setup.name)} --config {shlex.quote(str(path))}"
+    )
+    say(console, f"To use it: {command}")
 
 
 def show(found: CameraCalibration, photographs: Photographs, console: Console) -> None:
     """Prints lens and place with their errors, and which photographs were not used and why."""
-    table = Table("camera", "found", "", title=photographs.setup.identity, title_justify="left")
+    table = Table("camera", "found", "", title=Text(photographs.setup.identity), title_justify="left")
     for row in _rows(found):
         table.add_row(*row)
     console.print(table)
     for name, why in _left_out(found, photographs):
-        console.print(f"{name} was left out: {why}", highlight=False, soft_wrap=True)
+        say(console, f"{name} was left out: {why}")
 
 
 def _rows(found: CameraCalibration) -> Iterator[tuple[str, str, str]]:
@@ -151,7 +152,7 @@ def settings(found: CameraCalibration, photographs: Photographs, when: str) -> s
     about = record(found, photographs, when)
     rows = [f"      - [{', '.join(f'{number:.7g}' for number in row)}]" for row in found.projection]
     lines = [
-        *_how(found, photographs, when),
+        *(f"# {' '.join(line.split())}" for line in _how(found, photographs, when)),
         "hw:",
         "  camera:",
         *_lens(found.intrinsics.lens),
@@ -169,16 +170,16 @@ def settings(found: CameraCalibration, photographs: Photographs, when: str) -> s
 
 
 def _how(found: CameraCalibration, photographs: Photographs, when: str) -> Iterator[str]:
-    """In comments, how it was found and how well."""
-    setup, folder = photographs.setup, photographs.folder
+    """For comments, how it was found and how well."""
+    setup, again = photographs.setup, f"--from {shlex.quote(str(photographs.folder))}"
     place = ", ".join(f"{length:.4f}" for length in found.position)
-    yield f"# The camera of --hw {setup.name}, calibrated on {when}."
-    yield f"# Photographs: {folder}. The same again: run_robot.py calibrate camera --from {folder}"
-    yield f"# The lens is at ({place}) m in the base frame and looks {_elevation(found):.1f} degrees down."
-    yield f"# Focal lengths are known to {max(found.intrinsics.focal_error):.2f} px."
-    yield f"# The board on the base fits to {found.base.error:.3f} px rms."
+    yield f"The camera of --hw {setup.name}, calibrated on {when}."
+    yield f"Photographs: {photographs.folder}. The same again: run_robot.py calibrate camera {again}"
+    yield f"The lens is at ({place}) m in the base frame and looks {_elevation(found):.1f} degrees down."
+    yield f"Focal lengths are known to {max(found.intrinsics.focal_error):.2f} px."
+    yield f"The board on the base fits to {found.base.error:.3f} px rms."
     for name, why in _left_out(found, photographs):
-        yield f"# Left out: {name}: {why}."
+        yield f"Left out: {name}: {why}."
 
 
 def _lens(lens: Lens) -> Iterator[str]:

@@ -15,13 +15,12 @@ from pydantic import ValidationError
 
 from calibration.board import Board, BoardConfig, CalibrationError, Sighting
 from calibration.camera import BASE, FEWEST_AT_BASE, View
-from calibration.coverage import Coverage, motion
+from calibration.coverage import Coverage, at_rest
 from calibration.recording import write_whole
 from robot.camera import CameraConfig, OpenCvCamera
 from robot.types import Clock, Config, Image
 
 STILL = 0.4  # s that the board must be at rest: a moving one is blurred, and skewed by a rolling shutter
-MOVED = 0.7  # px between two images, above which a hand has moved the board
 AT_BASE = 5  # photographs of the board on the base, whose noise is averaged
 PATIENCE = 2.0  # s without a board, after which is said why
 STALE = 2.0  # s without an image, after which the camera counts as lost
@@ -72,13 +71,14 @@ Told = Callable[[Progress], None]
 class Keys:
     """Notices that Enter was pressed, without waiting for it."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
+        """stream: the keyboard; None as `sys.stdin` is where a program was started without one."""
         self._stream = stream
-        self.closed = False  # nobody is there who could press it
+        self.closed = stream is None  # nobody is there who could press it
 
     def pressed(self) -> bool:
         """Whether a line has come since the last time."""
-        if self.closed or not select.select([self._stream], [], [], 0)[0]:
+        if self._stream is None or self.closed or not select.select([self._stream], [], [], 0)[0]:
             return False
         self.closed = not self._stream.readline()
         return not self.closed
@@ -117,11 +117,11 @@ class Watch:
                 self._missed_since, self._reason = time, f"no board: {self._board.why_not(grey)}"
             return Look(image, None, False, self._reason)
         self._missed_since, self._reason = time, "looking for the board"
-        if before is None or motion(before, sighting) > MOVED:
+        if before is None or not at_rest(before, sighting):
             self._rests_since = time
-        at_rest = time - self._rests_since >= STILL
+        rests = time - self._rests_since >= STILL
         seen = f"{len(sighting.ids)} of {len(self._board.corners)} corners seen"
-        return Look(image, sighting, at_rest, seen if at_rest else f"{seen}, hold it still")
+        return Look(image, sighting, rests, seen if rests else f"{seen}, hold it still")
 
     def _await_image(self) -> float:
         while (frame := self._camera.latest(STALE)).sequence == self._sequence:
@@ -203,16 +203,21 @@ def read_folder(folder: Path, setup: Setup | None = None) -> Photographs:
         found = _read(path, board, setup)
         if isinstance(found, View):
             views.append(found)
-        elif path.name.startswith(BASE):
+        elif _at_base(path.name):
             raise CalibrationError(f"{path} does not show the board: {found}")
         else:
             unusable.append((path.name, found))
     if not views:
         (why, count), *_ = Counter(why for _, why in unusable).most_common(1)
         raise CalibrationError(f"no image in {folder} shows the board. Of {count}: {why}")
-    base = tuple(view for view in views if view.name.startswith(BASE))
-    free = tuple(view for view in views if not view.name.startswith(BASE))
+    base = tuple(view for view in views if _at_base(view.name))
+    free = tuple(view for view in views if not _at_base(view.name))
     return Photographs(folder, setup, free, base, tuple(unusable))
+
+
+def _at_base(name: str) -> bool:
+    """Whether a photograph of that name is one of the board on the base; many cameras write capitals."""
+    return name.lower().startswith(BASE)
 
 
 def read_setup(folder: Path) -> Setup:
@@ -236,7 +241,10 @@ def _with_their_camera(setup: Setup, folder: Path) -> Setup:
 
 def _read(path: Path, board: Board, setup: Setup) -> View | str:
     """The view, or why there is none. Raises CalibrationError for one of another camera."""
-    image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
+    try:
+        image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:  # it says to be larger than any image
+        image = None
     if image is None:
         return "it cannot be read as an image"
     height, width = image.shape

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import cv2
@@ -19,6 +20,7 @@ TILT = math.radians(15)  # from which a view counts as tilted: without tilt, siz
 ENOUGH_TILTS = 2  # views for each way to lean
 FEWEST_VIEWS = 10
 DIFFERENT = 0.06  # of the image's width, by which corners must have moved to make another view
+MOVED = 0.0011  # of it, between two images (0.7 px of 640), above which a hand has moved the board
 GUESSED_FOCAL = 1.1  # of the image's width: 49 degrees across, as many webcams; only to tell tilts
 # Pictures are for a person who looks through the camera: "left" is the image's left.
 ROWS, COLUMNS = (
@@ -56,16 +58,17 @@ class Coverage:
         return Coverage(self.board, (*self.views, sighting))
 
     def adds(self, sighting: Sighting) -> bool:
-        """Whether a view would tell something new."""
+        """Whether a view would tell something new: the same tilt in the same place is not."""
         if len(sighting.ids) < FEWEST_CORNERS:
             return False
-        return not set(self.missing()).isdisjoint(self._shown(sighting)) or (
+        news = _targets(self.board, sighting).intersection(self.missing())
+        return any(all(_differ(view, sighting) for view in self._showing(target)) for target in news) or (
             len(self.views) < FEWEST_VIEWS and all(_differ(view, sighting) for view in self.views)
         )
 
     def missing(self) -> list[Target]:
         """What no view has shown yet."""
-        shown = [target for view in self.views for target in self._shown(view)]
+        shown = [target for targets in self._shown for target in targets]
         cells = [Cell(column, row) for row in range(CELLS[1]) for column in range(CELLS[0])]
         leans: list[Target] = [lean for lean in get_args(Lean) if shown.count(lean) < ENOUGH_TILTS]
         return [*(cell for cell in cells if cell not in shown), *leans]
@@ -89,8 +92,17 @@ class Coverage:
                 table[row][column] += 1
         return table
 
-    def _shown(self, sighting: Sighting) -> Iterable[Target]:
-        return [*{Cell(column, row) for column, row in _cells(sighting)}, *leans(self.board, sighting)]
+    @cached_property
+    def _shown(self) -> list[set[Target]]:
+        """What each view shows: 2 ms for each, and asked for several times for each image."""
+        return [_targets(self.board, view) for view in self.views]
+
+    def _showing(self, target: Target) -> list[Sighting]:
+        return [view for view, targets in zip(self.views, self._shown, strict=True) if target in targets]
+
+
+def _targets(board: Board, sighting: Sighting) -> set[Target]:
+    return {*(Cell(column, row) for column, row in _cells(sighting)), *leans(board, sighting)}
 
 
 def _cells(sighting: Sighting) -> Sequence[tuple[int, int]]:
@@ -137,6 +149,11 @@ def motion(before: Sighting, after: Sighting) -> float:
         return math.inf
     moved: Floats = np.linalg.norm(before.pixels[first] - after.pixels[second], axis=1)
     return float(moved.mean())
+
+
+def at_rest(before: Sighting, after: Sighting) -> bool:
+    """Whether nobody has moved the board between two images."""
+    return motion(before, after) <= MOVED * after.resolution[0]
 
 
 def _differ(one: Sighting, other: Sighting) -> bool:

@@ -11,6 +11,11 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 Told = Callable[[str, float], None]  # what is going on, and how much of all is done, 0 to 1
 
 
+def say(console: Console, text: str) -> None:
+    """Prints a line as it is: nothing in a path or a camera's name is taken for markup, none is broken."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 @contextmanager
 def bar(console: Console, title: str) -> Iterator[Told]:
     """A function that is told what is going on, and how much of all is done, 0 to 1."""

@@ -162,12 +162,19 @@ def _not_numbers(motion: Motion) -> Iterator[str]:
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a temporary file that then gets its name: nobody ever sees half of it."""
+    """Lets `write` fill a temporary file that then gets its name: nobody ever sees half of it.
+
+    Raises OSError that names the file wanted.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         write(temporary)
         temporary.replace(path)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()

@@ -266,6 +266,11 @@ class Layer:
                 root = node if root is None else overlaid(root, node)
         return cls(tuple(sources), root, tuple(flaws), readable=not flaws)
 
+    def value(self, *path: str) -> object:
+        """What is set at a path, as plain data; None where nothing is."""
+        nodes = list(walked(self.root, path))
+        return nodes[-1].plain() if len(nodes) > len(path) else None
+
     def without(self, section: str) -> Layer:
         """The same settings without a top-level section; what is wrong elsewhere in them is still told."""
         if self.root is None or not isinstance(self.root.value, dict):

@@ -51,7 +51,7 @@ TORCH_MEMORY = "DefaultCPUAllocator"  # by which alone PyTorch's plain RuntimeEr
 # Of the file system: what a path on the command line can lead to.
 PATH_ERRORS = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO),
-    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EEXIST, errno.EFBIG),
 }
 
 

@@ -16,12 +16,10 @@ from typing import Literal, Protocol
 import numpy as np
 from pydantic import Field, PositiveInt
 
-from robot.types import CameraFault, Config, Floats, Frame, JointState, Snapshot, ValveGeometry
+from robot.types import CameraFault, Config, Floats, Frame, Image, JointState, Snapshot, ValveGeometry
 from robot.valve_vision import PITCH, NotVisible, Sighting, ValveEye, pitch
 
-UNSEEN = (
-    60  # looks in a row without an angle, a minute of control, until a person is told that nobody sees it
-)
+UNSEEN = 60  # looks in a row without an angle, a minute of control, until a person is told so
 MOST_ZOOM = 8  # times the agent's picture; beyond it the camera is too far away
 
 
@@ -29,7 +27,7 @@ class ValveCheckConfig(Config):
     """Whether and how often the camera checks the valve's encoder."""
 
     mode: Literal["auto", "on", "off"] = "auto"  # auto: where time is real and the camera is good enough
-    every: PositiveInt = 10  # control steps between two looks; a look costs about 2 ms
+    every: PositiveInt = 10  # control steps between two looks; a look costs about 1 ms
     looks: int = Field(5, ge=3, le=100)  # that are taken together: their median counts
     limit: float = Field(0.1, gt=0.035, lt=math.pi)  # rad; sightings themselves are good for 0.035
     fastest: float = Field(0.5, gt=0)  # rad/s, of a valve that is looked at: 10 ms are 0.005 rad then
@@ -151,7 +149,7 @@ class ValveCheck:
 
     def _look(self, snapshot: Snapshot) -> None:
         frame = self._camera.view(self._size, self._max_age)
-        found = self._open_eye().look(frame.image)
+        found = self._found(frame.image)
         self.looks += 1
         if isinstance(found, NotVisible):
             self._missed(found)
@@ -160,6 +158,12 @@ class ValveCheck:
         self._in_vain = 0
         if doubt := self._witness.hears(frame.time, snapshot.object, found):
             self._tell(doubt.name, doubt.text)
+
+    def _found(self, image: Image) -> Sighting | NotVisible:
+        try:
+            return self._open_eye().look(image)
+        except CameraFault as fault:  # a camera that was moved so far that the valve is not wholly in view
+            return NotVisible(str(fault))
 
     def _missed(self, found: NotVisible) -> None:
         """Says so, once for each time that it lasts, where the check has become none."""
@@ -183,12 +187,14 @@ class ValveCheck:
 def sharp_enough(camera: SharpCamera, size: tuple[int, int], largest: tuple[int, int]) -> tuple[int, int]:
     """The smallest multiple of a picture's size (width, height) px in which sightings can be trusted.
 
-    largest: px, what the camera has. Raises CameraFault where that is not enough, or without calibration.
+    largest: px, what the camera has. Raises CameraFault where that is not enough, where the valve is not
+    wholly in view, or without calibration.
     """
     for zoom in range(1, MOST_ZOOM + 1):
         wanted = (zoom * size[0], zoom * size[1])
         sharp = pitch(camera.projection_at(wanted), ValveGeometry()) <= PITCH
         if sharp and wanted[0] <= largest[0] and wanted[1] <= largest[1]:
+            ValveEye(camera.projection_at(wanted), wanted)
             return wanted
     raise CameraFault(
         f"the camera shows the valve too small for its angle to be seen: {largest[0]}x{largest[1]} px are "

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from robot.types import Floats, Image, ValveGeometry
+from robot.types import CameraFault, Floats, Image, ValveGeometry
 
 # m at the valve for a pixel. With 2.7 mm (128 px of the simulated camera) every sighting is right within 2
 # degrees; with 5.4 (64 px) few pictures allow one, and some are off by 2.6 degrees: benchmarks/valve_eye.py.
@@ -81,7 +81,7 @@ class _Rays:
     @classmethod
     def through(cls, projection: Floats, pixels: Floats, centre: Floats) -> _Rays:
         """Those of pixels (N, 2) of a camera (3, 4)."""
-        inverse = np.linalg.inv(projection[:, :3])
+        inverse = _inverse(projection)
         eye = -inverse @ projection[:, 3]
         lines = np.column_stack([pixels, np.ones(len(pixels))]) @ inverse.T
         lines /= np.linalg.norm(lines, axis=1, keepdims=True)
@@ -107,7 +107,7 @@ class ValveEye:
     """Finds the valve's pointer in pictures of one calibrated camera; knows nothing of encoders.
 
     projection: (3, 4), base-frame metres to homogeneous pixels; size: (width, height) px of the pictures.
-    Raises ValueError when the valve is not wholly in such a picture.
+    Raises CameraFault when the valve is not wholly in such a picture, or the projection is none of a camera.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ class ValveEye:
         columns, rows = u / w, v / w
         width, height = self.size
         if min(columns.min(), rows.min()) < 0 or columns.max() > width - 1 or rows.max() > height - 1:
-            raise ValueError(
+            raise CameraFault(
                 f"the valve's circle is partly outside of the {width}x{height} px picture: point the camera "
                 "at the valve, or correct hw.camera.projection and .crop"
             )
@@ -203,14 +203,28 @@ class ValveEye:
 
 
 def pitch(projection: Floats, geometry: ValveGeometry) -> float:
-    """Metres at the valve, across the line of sight, that a pixel of a camera (3, 4) shows."""
-    inverse = np.linalg.inv(projection[:, :3])
+    """Metres at the valve, across the line of sight, that a pixel of a camera (3, 4) shows.
+
+    Raises CameraFault for a projection that is none of a camera.
+    """
+    inverse = _inverse(projection)
     u, v, w = projection @ np.append(geometry.centre, 1.0)
     lines = np.array([[u / w, v / w, 1.0], [u / w + 1, v / w, 1.0], [u / w, v / w + 1, 1.0]]) @ inverse.T
     lines /= np.linalg.norm(lines, axis=1, keepdims=True)
     steps = np.linalg.norm(lines[1:] - lines[0], axis=1)  # rad
     distance = np.linalg.norm(np.array(geometry.centre) + inverse @ projection[:, 3])
     return float(distance * math.sqrt(steps[0] * steps[1]))
+
+
+def _inverse(projection: Floats) -> Floats:
+    """(3, 3): from pixels (u, v, 1) to their lines of sight. Raises CameraFault."""
+    try:
+        return np.asarray(np.linalg.inv(projection[:, :3]))
+    except np.linalg.LinAlgError:
+        raise CameraFault(
+            "hw.camera.projection is not that of a camera: every picture would show one line or one point. "
+            "`run_robot.py calibrate camera` measures it"
+        ) from None
 
 
 def redness(image: Image) -> Floats:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 from pathlib import Path
 
 import cv2
@@ -60,6 +61,13 @@ def test_the_ruler_on_the_sheet_is_as_long_as_it_says() -> None:
     assert longest / INK == pytest.approx(100, abs=0.5)
 
 
+@pytest.mark.parametrize("paper", ["a4", "letter"])
+def test_what_is_written_below_a_narrow_board_is_on_the_paper(paper: str) -> None:
+    narrow = {"squares": (3, 3), "square": 0.0123, "marker": 0.00923, "dictionary": "5x5_250", "paper": paper}
+    page = Board(BoardConfig.model_validate(narrow)).sheet() < 128
+    assert page.shape[1] - np.flatnonzero(page.any(axis=0))[-1] > 5 * INK
+
+
 def _runs(row: np.ndarray) -> int:
     """The longest run of ink in a row."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], row.astype(int), [0]])))
@@ -85,10 +93,24 @@ def test_a_board_that_is_partly_covered_is_found_in_part(camera: Camera, paper: 
     assert 8 <= len(seen.ids) < len(BOARD.corners)
 
 
+def test_a_row_of_corners_and_one_beside_it_is_not_taken_for_a_view() -> None:
+    """No pose can be told from them, and the search for a lens would break on them."""
+    board = Board(BoardConfig(squares=(12, 8), square=0.02, marker=0.015))
+    whole = cv2.copyMakeBorder(board.draw(2500), *[40] * 4, cv2.BORDER_CONSTANT, value=255).astype(np.uint8)
+    rows = whole.copy()
+    rows[143:] = 255  # two rows of squares are left, and one row of corners between them
+    assert board.find(rows) is None
+    rows[143:193, 580:] = whole[143:193, 580:]  # a corner below it
+    assert board.find(rows) is None
+    rows[143:193, 490:] = whole[143:193, 490:]  # and more of them
+    assert board.find(rows)
+
+
 @pytest.mark.parametrize(
     ("printed", "reason"),
     [
         ({"dictionary": "5x5_100"}, r"dictionary 5x5_\d+, not of 4x4_50: another board\?"),
+        ({"squares": (7, 8), "square": 0.03, "marker": 0.022}, "do not lie as on a board of 7x5 squares"),
         ({"squares": (6, 5)}, "do not lie as on a board of 7x5 squares: set board.squares"),
         ({"squares": (9, 7), "square": 0.025, "marker": 0.0185}, "do not lie as on a board of 7x5 squares"),
     ],
@@ -130,6 +152,8 @@ def test_the_board_lies_where_its_place_says() -> None:
     [
         ({"squares": (2, 5)}, "expected 3 to 50 each way"),
         ({"marker": 0.034}, "expected 0.3 to 0.9 of a square"),
+        ({"square": 35, "marker": 26}, r"square 35 m: expected 0\.005 to 0\.5 m; 35 mm are 0\.035"),
+        ({"place": {"centre": (20, 0, 0)}}, "less than or equal to 2"),
         ({"squares": (12, 9)}, "54 markers are needed, dictionary 4x4_50 has 50"),
     ],
 )
@@ -144,3 +168,18 @@ def test_a_board_larger_than_the_paper_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match=r"board\.jpg: a board is written as \.pdf or \.png"):
         BOARD.print_to(tmp_path / "board.jpg")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sheet_that_cannot_be_written_is_told_by_its_own_name_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "taken.pdf").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"/taken\.pdf'$"):
+        BOARD.print_to(tmp_path / "taken.pdf")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))  # bytes: a full disk ends a write likewise
+    try:
+        for name in ("board.pdf", "board.png"):
+            with pytest.raises(OSError, match=rf"File too large: '.*/{name}'$"):
+                BOARD.print_to(tmp_path / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["taken.pdf"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +15,11 @@ from numpy.random import Generator
 from PIL import Image as Pictures
 from rich.console import Console
 
-from calibration.board import Board, BoardConfig, CalibrationError, Place
+from calibration.board import Board, BoardConfig, CalibrationError, Place, Sighting
 from calibration.camera import CameraCalibration, View, calibrate, locate, merged, solve
 from calibration.camera_report import publish, settings
 from calibration.capture import SETUP, Photographs, Setup, read_folder
-from calibration.coverage import Cell, Coverage, leans
+from calibration.coverage import Cell, Coverage, at_rest, leans
 from configs.document import Layer
 from configs.loader import load
 from configs.run import HwConfig
@@ -114,9 +116,11 @@ def test_the_board_may_lie_elsewhere_on_the_base() -> None:
     board = Board(BoardConfig(place=Place(centre=(0.03, 0.02, 0.004), turn=-35)))
     rng, (views, _) = np.random.default_rng(0), computed(0)
     base = View("base-1", sighted(SOLID, board, TRUTH @ board.in_base, rng))
-    require_good(calibrate(board, views, [base]), SOLID)
+    found = calibrate(board, views, [base])
+    require_good(found, SOLID)
     elsewhere = calibrate(BOARD, views, [base])  # who believes it to lie in the middle is wrong by that much
     assert errors(elsewhere, SOLID)[1] > 0.03
+    assert elsewhere.sha256 != found.sha256  # the board's place is a part of what was measured
 
 
 def test_the_same_photographs_give_the_same_calibration_under_the_same_name() -> None:
@@ -124,6 +128,19 @@ def test_the_same_photographs_give_the_same_calibration_under_the_same_name() ->
     np.testing.assert_allclose(one.projection, same.projection, rtol=1e-6)
     assert one.sha256 == same.sha256 != other.sha256
     assert re.fullmatch("[0-9a-f]{64}", one.sha256)
+
+
+def test_another_photograph_of_the_base_makes_it_another_measurement() -> None:
+    views, base = computed(1)
+    assert calibrate(BOARD, views, base[:1]).sha256 != calibrate(BOARD, views, base[1:2]).sha256
+
+
+def test_photographs_of_the_base_are_averaged() -> None:
+    rng, pose = np.random.default_rng(0), TRUTH @ BOARD.in_base
+    exact = sighted(SOLID, BOARD, pose, rng, 0.0).pixels
+    noisy = [View(f"base-{number}", sighted(SOLID, BOARD, pose, rng, 0.2)) for number in range(25)]
+    assert np.abs(merged(noisy[:1]).sighting.pixels - exact).max() > 0.3
+    assert np.abs(merged(noisy).sighting.pixels - exact).max() < 0.15
 
 
 def test_a_bent_board_or_a_blurred_view_is_left_out() -> None:
@@ -247,6 +264,7 @@ def test_coverage_knows_what_is_missing_and_when_it_is_enough() -> None:
     assert coverage.share == 0
     middle = sighted(SOLID, BOARD, facing(BOARD, (0.0, 0.0), 0.0, (0.0, 0.0, 0.45)), rng)
     assert coverage.adds(middle)
+    assert not coverage.adds(replace(middle, ids=middle.ids[:7], pixels=middle.pixels[:7]))
     coverage = coverage.with_view(middle)
     assert not coverage.adds(middle)
     assert Cell(2, 1) not in coverage.missing()
@@ -258,6 +276,45 @@ def test_coverage_knows_what_is_missing_and_when_it_is_enough() -> None:
     assert coverage.complete
     assert coverage.share == 1
     assert len(coverage.views) < 25
+
+
+def test_all_corners_and_tilts_in_a_few_views_are_not_enough() -> None:
+    """A board that fills the image has been everywhere at once; a lens takes more views than that."""
+    rng, coverage = np.random.default_rng(0), Coverage(BOARD)
+    for lean, x, y in ((0.4, -0.02, -0.012), (-0.4, 0.02, 0.012), (0.4, 0.02, -0.012), (-0.4, -0.02, 0.012)):
+        pose = facing(BOARD, (lean, lean), 0.0, (x, y, 0.22))
+        coverage = coverage.with_view(sighted(SOLID, BOARD, pose, rng))
+    assert not coverage.missing()
+    assert not coverage.complete
+    assert coverage.share == pytest.approx(0.4)
+
+
+def test_a_tilt_counts_twice_only_in_two_places() -> None:
+    rng = np.random.default_rng(0)
+    tilted, same, elsewhere, otherwise = (
+        sighted(SOLID, BOARD, facing(BOARD, tilt, 0.0, (x, 0.0, 0.42)), rng)
+        for tilt, x in (((0.0, 0.5), 0.0), ((0.0, 0.5), 0.0), ((0.0, 0.5), 0.08), ((0.0, -0.5), 0.0))
+    )
+    coverage = Coverage(BOARD).with_view(tilted)
+    assert "right edge nearer" in coverage.missing()  # one is not enough
+    assert not coverage.adds(same)
+    assert coverage.adds(elsewhere)
+    assert coverage.adds(otherwise)
+    assert "right edge nearer" not in coverage.with_view(elsewhere).missing()
+
+
+@pytest.mark.parametrize("resolution", [(640, 480), (1920, 1080)])
+def test_rest_is_the_same_at_every_resolution(resolution: tuple[int, int]) -> None:
+    pixels = np.array([[0.1, 0.1], [0.5, 0.5]]) * resolution
+    before = Sighting(np.arange(2), pixels, resolution)
+    trembling, moving = (
+        replace(before, pixels=pixels + np.array([share * resolution[0], 0.0])) for share in (5e-4, 3e-3)
+    )
+    assert at_rest(before, trembling)
+    assert not at_rest(before, moving)
+    turning = replace(before, pixels=pixels + np.array([[0.0, 0.0], [6e-3 * resolution[0], 0.0]]))
+    assert not at_rest(before, turning)  # about a corner that stays
+    assert not at_rest(before, replace(trembling, ids=np.arange(2, 4)))  # of other corners nothing is known
 
 
 @pytest.mark.parametrize(
@@ -381,6 +438,22 @@ def test_a_calibration_is_published_with_its_picture(folder: Path, tmp_path: Pat
     assert "# Left out: view-099.png" in (tmp_path / "out/cam.yaml").read_text()
 
 
+def test_names_are_shown_as_they_are_and_cannot_become_settings(
+    found: CameraCalibration, tmp_path: Path
+) -> None:
+    """What stands in brackets is markup to the terminal, and a line break ends a comment."""
+    odd = setup().model_copy(update={"identity": "cam [/b]"})
+    unusable = (("x\nhw: {kind: sim}\n.png", "it is none"), ("[red]y.png", "it is none"))
+    console = Console(record=True, width=100)
+    publish(found, Photographs(Path("a [i] b"), odd, (), (), unusable), tmp_path / "cam.yaml", "now", console)
+    said = console.export_text()
+    assert all(part in said for part in ("cam [/b]", "photographs a [i] b", "[red]y.png was left out"))
+    assert "calibrate camera --from 'a [i] b'" in (tmp_path / "cam.yaml").read_text()
+    hw = load(HwConfig, [Layer.from_file(tmp_path / "cam.yaml")]).hw
+    assert hw.camera.calibration
+    assert hw.camera.calibration.camera == "cam [/b]"
+
+
 def test_photographs_of_another_resolution_are_refused(folder: Path) -> None:
     with pytest.raises(CalibrationError, match=r"base-1\.png is 640x480 px, expected 1280x720"):
         read_folder(folder, setup(width=1280, height=720))
@@ -410,6 +483,22 @@ def test_other_settings_do_not_make_it_another_camera(folder: Path) -> None:
     assert photographs.setup.identity == "cam A"
 
 
+def test_photographs_of_the_base_may_be_called_so_in_capitals(folder: Path) -> None:
+    (folder / "base-1.png").rename(folder / "BASE-1.PNG")
+    assert [view.name for view in read_folder(folder).base] == ["BASE-1"]
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A PNG without pixels that says to be so large."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
+    parts = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+HUGE = png_of(1_000_000, 1_000_000)  # px; OpenCV raises where it returns nothing for other broken images
+
+
 @pytest.mark.parametrize(
     ("spoil_it", "reason"),
     [
@@ -417,6 +506,7 @@ def test_other_settings_do_not_make_it_another_camera(folder: Path) -> None:
         (lambda folder: (folder / SETUP).write_text("{"), r"setup\.json cannot be used"),
         (lambda folder: [path.unlink() for path in folder.glob("*.png")], r"holds no image: expected \.png"),
         (lambda folder: (folder / "base-1.png").write_bytes(b""), r"base-1\.png does not show the board"),
+        (lambda folder: (folder / "base-1.png").write_bytes(HUGE), r"base-1\.png does not show the board"),
     ],
 )
 def test_a_folder_that_is_not_whole_says_what_it_lacks(spoil_it: object, reason: str, folder: Path) -> None:

@@ -204,3 +204,9 @@ def test_keys_tell_enter_from_nobody_there() -> None:
         os.close(writing)
         assert not keys.pressed()
         assert keys.closed
+
+
+def test_a_program_that_was_started_without_a_keyboard_waits_for_none() -> None:
+    keys = Keys(None)  # as sys.stdin is then
+    assert not keys.pressed()
+    assert keys.closed

@@ -200,6 +200,7 @@ def test_an_empty_settings_file_is_listed_too(tmp_path: Path) -> None:
         ("calibrate camera --hw sim", ["--hw sim sees through a simulated camera", "--hw dclaw has a camera"]),
         ("calibrate camera --from nowhere", ["nowhere is no folder; `ls cameras`"]),
         ("calibrate camera --from x --set board.square=1", ["--from takes --config and --set only with --hw"]),
+        ("calibrate camera --from x --hw sim", ["--hw sim sees through a simulated camera"]),
         ("calibrate camera --hw dclaw --print-board b.jpg", ["b.jpg: a board is written as .pdf or .png"]),
         ("calibrate camera --hw dclaw --print-board b.pdf --set board.square=0.05 --set board.marker=0.03", ["350 x 250 mm does not fit on a4"]),
         ("calibrate camera --hw dclaw --set board.sqare=1", ["unknown key 'sqare' - did you mean 'square'?"]),
@@ -681,6 +682,14 @@ def test_an_episode_that_cannot_be_replayed_says_why(
     assert words in call.err
 
 
+def test_an_episode_is_of_one_kind_of_task_whatever_is_set(tmp_path: Path, call: Call) -> None:
+    """Doors and drawers have the same settings and joints, so nothing else would stop them."""
+    assert call("collect --task sawyer_door --hw sim --episodes 1 --run run --set task.horizon=2") == 0
+    for what in ("--hw sim", "--rescore"):
+        assert call(f"replay run/episodes/000001.mcap {what} --set task.kind=sawyer_drawer") == 2
+        assert "is of a task of kind sawyer_door, not sawyer_drawer" in call.err
+
+
 def test_replay_and_rescore_agree_with_the_log(trained: Path, call: Call) -> None:
     episode = trained / "episodes/000001.mcap"
     assert call(f"replay {episode} --rescore") == 0
@@ -946,3 +955,9 @@ def test_two_processes_never_share_a_run(tmp_path: Path) -> None:
     first.wait(60)
     assert second.returncode == 1
     assert str(first.pid) in second.stderr
+
+
+def test_a_file_where_a_folder_is_wanted_is_told(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert call("calibrate camera --hw dclaw --print-board file/board.pdf") == 1
+    assert call.err == "file: File exists\n"

@@ -651,6 +651,17 @@ def test_settings_of_a_pose_that_do_not_fit_together_are_told_with_their_place(
     assert any(told.endswith(message) for told in caught.value.messages), caught.value.messages
 
 
+@pytest.mark.parametrize("task", ["sawyer_door", "dm_cheetah_run"])
+def test_a_task_that_brings_its_robot_refuses_another(task: str) -> None:
+    names = (f"tasks/{task}", "hw/sim", "agent/sac_state")
+    layers = [Layer.from_file(CONFIGS / f"{name}.yaml") for name in names]
+    with pytest.raises(ConfigError) as caught:
+        load(RunConfig, [*layers, Layer.from_overrides(["hw.robot=arm"])], [cross_checks])
+    assert any(
+        "hw.robot: a task of kind" in told and "brings its own" in told for told in caught.value.messages
+    )
+
+
 def test_a_pose_can_be_felt_beside_what_is_seen() -> None:
     assert pose_settings("agent.proprioception=true").agent.kind == "slac"
 

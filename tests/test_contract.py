@@ -154,6 +154,30 @@ def test_successive_observations_share_no_memory(case: Case) -> None:
         assert not any(np.shares_memory(one[key], two[key]) for key in one)
 
 
+def test_an_observation_is_a_copy_of_what_was_measured(case: Case) -> None:
+    """Who changes its observation must not change the picture that the log or a second look gets."""
+    env = case.env
+    env.reset(seed=3)
+    snapshot, action = env.rig.snapshot(1.0), np.zeros(env.task.action_size, np.float32)
+    one, two = (env.task.observe(snapshot, action) for _ in range(2))
+    measured = [frame.image for frame in snapshot.frames.values()]
+    assert measured
+    assert not any(np.shares_memory(value, image) for value in one.values() for image in measured)
+    assert not any(np.shares_memory(one[key], two[key]) for key in one)
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "reason"),
+    [
+        ("valve_random", "hw.kind=emulated", "what gymnasium makes is simulated"),
+        ("dm_cheetah_run", (), "is of dm_control"),
+    ],
+)
+def test_an_id_is_for_simulated_robots_alone(task: str, settings: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        registration.make(task, images=False, settings=settings)
+
+
 def test_the_time_limit_truncates_and_then_a_reset_is_needed() -> None:
     for name in ("valve_random", "pose_random", "sawyer_door"):
         env = registration.make(name, images=False, settings=["task.horizon=2"])

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from robot.events import RigEvent
 from robot.faults import FaultConfig, FaultSchedule
+from robot.randomise import Draw
 from robot.rig import CAMERA, Rig, RigConfig, build
 from robot.sim import RESET_POSE, SimPlant
 from robot.types import CameraFault, Frame, JointState
@@ -222,6 +223,31 @@ def test_the_picture_is_as_large_as_two_degrees_need_and_a_small_one_is_refused(
     assert sharp_enough(plant, (128, 128), (640, 480)) == (128, 128)
     with pytest.raises(CameraFault, match="100x100 px are not 3 mm"):
         sharp_enough(plant, (64, 64), (100, 100))
+
+
+ASIDE = {"camera": {"lookat": [0.1, 0.0, 0.09]}}  # of hw.sim: the picture's edge cuts the valve
+
+
+def test_a_camera_that_cuts_the_valve_checks_nothing_and_is_an_error_where_a_check_is_wanted() -> None:
+    emulated = {"kind": "emulated", "sim": ASIDE, "emulator": {"wire": False}, "dclaw": {"watchdog": 2.0}}
+    rig = build(RigConfig.model_validate(emulated))
+    rig.close()
+    assert not isinstance(rig.check, ValveCheck)
+    with pytest.raises(CameraFault, match="the valve's circle is partly outside"):
+        build(RigConfig.model_validate({"sim": ASIDE, "valve_check": {"mode": "on"}}))
+
+
+def test_a_camera_that_is_moved_until_it_cuts_the_valve_ends_nothing_and_is_told(rig: Rig) -> None:
+    plant, told = plant_of(rig), []
+    check = ValveCheck(
+        ValveCheckConfig(every=1), plant, (128, 128), 0.1, lambda *words: told.append(" ".join(words))
+    )
+    check(rig.snapshot_without_images())
+    plant.vary(Draw({"camera_shift": (0.1, 0.0, 0.0)}))
+    for _ in range(UNSEEN):
+        check(rig.snapshot_without_images())
+    assert len(told) == 1
+    assert re.match("valve-unseen .* partly outside", told[0])
 
 
 def test_an_emulated_valve_is_seen_through_its_camera_as_its_encoder_has_it() -> None:

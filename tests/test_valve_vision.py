@@ -10,7 +10,7 @@ import pytest
 
 from robot.randomise import RandomiseConfig
 from robot.sim import RESET_POSE, SimConfig, SimPlant
-from robot.types import Floats, Image, ValveGeometry
+from robot.types import CameraFault, Floats, Image, ValveGeometry
 from robot.valve_vision import PITCH, NotVisible, Sighting, ValveEye, pitch, redness
 from robot.world import CameraPose
 
@@ -51,16 +51,18 @@ def test_the_angle_is_right_within_two_degrees_over_the_full_circle(plant: SimPl
 
 def test_any_light_colour_camera_and_fingers_give_the_angle_or_none() -> None:
     config = SimConfig(randomise=RandomiseConfig.model_validate("sim2real"))
-    plant, rng, seen = SimPlant(config), np.random.default_rng(20), 0
+    plant, rng, seen, beyond = SimPlant(config), np.random.default_rng(20), 0, 0
     for _ in range(100):
         plant.vary(config.randomise.draw(rng))
         angle = float(rng.uniform(-math.pi, math.pi))
         image = scene(plant, angle, rng.uniform(-1, 1, 9) * REACH)
         found = ValveEye(plant.projection_at(SIZE), SIZE).look(image)
         seen += isinstance(found, Sighting)
+        beyond += isinstance(found, Sighting) and off(found, angle) > found.error
         assert off(found, angle) < RIGHT, found
     plant.close()
     assert seen > 0.65 * 100
+    assert beyond <= 1  # the error told is an honest one: 7 of 4020 are beyond it
 
 
 def test_whatever_hides_a_part_of_the_pointer_it_is_the_angle_or_none(plant: SimPlant, eye: ValveEye) -> None:
@@ -109,6 +111,25 @@ def test_red_that_is_no_pointer_is_told_and_not_taken_for_one(plant: SimPlant, e
     assert isinstance(eye.look(image), NotVisible)
 
 
+def test_an_angle_is_told_within_one_turn(plant: SimPlant, eye: ValveEye) -> None:
+    for angle in math.pi + np.linspace(-0.1, 0.1, 8):
+        found = eye.look(scene(plant, angle))
+        assert isinstance(found, Sighting)
+        assert abs(found.angle) <= math.pi
+        assert off(found, angle) < RIGHT
+
+
+@pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (200, 10, 10), (255, 0, 0)])
+def test_a_picture_of_one_colour_shows_no_valve(eye: ValveEye, colour: tuple[int, int, int]) -> None:
+    assert isinstance(eye.look(np.full((*SIZE, 3), colour, np.uint8)), NotVisible)
+
+
+def test_the_angle_is_told_from_where_the_valve_has_its_zero(plant: SimPlant) -> None:
+    found = ValveEye(plant.projection_at(SIZE), SIZE, ValveGeometry(zero_angle=0.5)).look(scene(plant, 2.0))
+    assert isinstance(found, Sighting)
+    assert found.angle == pytest.approx(2.0 - 0.5, abs=RIGHT)
+
+
 def test_a_camera_that_was_moved_does_not_fit_the_picture(plant: SimPlant) -> None:
     moved = CameraPose(lookat=(0.0, 0.04, 0.09)).projection(*SIZE)
     found = ValveEye(moved, SIZE).look(scene(plant, math.radians(150)))
@@ -147,5 +168,20 @@ def test_two_degrees_take_128_pixels_of_the_simulated_camera() -> None:
 def test_a_picture_of_another_size_or_without_the_valve_is_refused(eye: ValveEye) -> None:
     with pytest.raises(ValueError, match="128x128"):
         eye.look(np.zeros((64, 64, 3), np.uint8))
-    with pytest.raises(ValueError, match="partly outside"):
+    with pytest.raises(CameraFault, match="partly outside"):
         ValveEye(CameraPose(lookat=(0.3, 0.0, 0.09)).projection(*SIZE), SIZE)
+
+
+@pytest.mark.parametrize("edge", [(0.09, 0.0), (-0.09, 0.0), (0.0, 0.1), (0.0, -0.1)])
+def test_a_valve_that_any_edge_of_the_picture_cuts_is_refused(edge: tuple[float, float]) -> None:
+    """Seen straight from above, the picture's edges lie along the axes of the base."""
+    above = CameraPose(azimuth=90, elevation=-90, lookat=(0.0, 0.0, 0.1021), distance=0.35)
+    ValveEye(above.projection(*SIZE), SIZE)
+    with pytest.raises(CameraFault, match="partly outside"):
+        ValveEye(above.model_copy(update={"lookat": (*edge, 0.1021)}).projection(*SIZE), SIZE)
+
+
+@pytest.mark.parametrize("numbers", [np.zeros((3, 4)), np.diag([1.0, 1.0, 0.0]) @ np.eye(3, 4)])
+def test_numbers_that_no_camera_has_are_refused(numbers: Floats) -> None:
+    with pytest.raises(CameraFault, match=r"hw\.camera\.projection is not that of a camera"):
+        ValveEye(numbers, SIZE)
