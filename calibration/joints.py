@@ -272,9 +272,9 @@ class Procedure:
                 return f"Finger {self._finger(rows)}: let go of it, then hold it straight down once more."
             case "confirm":
                 return (
-                    "THE ROBOT WILL MOVE: torque goes on, every finger moves outwards by up to 50 degrees, "
-                    "slowly, with at most 0.5 A. Put the fingers about straight, take your hands away. A key "
-                    "stops it."
+                    "THE ROBOT WILL MOVE: torque goes on, every finger moves from where it is to lean "
+                    "outwards by 46 degrees, slowly, with at most 0.5 A. Put the fingers about straight, "
+                    "take your hands away. A key stops it."
                 )
             case "agree":
                 return "Do all fingers lean outwards alike, away from the valve, none of them to a side?"

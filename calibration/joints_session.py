@@ -185,7 +185,7 @@ class Session:
             self.procedure.lose_sight(str(fault))
 
     def _move(self) -> None:
-        self.terminal.print("moving: a key stops it", "bold red")
+        self.terminal.show([("moving: a key stops it", "bold red")])
         try:
             missed = self.bench.drive(self._found(), lambda: bool(self.terminal.pressed()))
         except (Fault, JointsError, ValidationError) as error:

@@ -437,7 +437,10 @@ def _calibration(chain: _Chain) -> Result:
     different = mismatches(record, chain.bus)
     if not different:
         return Result("calibration", "OK", f"of the joints on {record.date}, of these servos")
-    rows = tuple((what, str(servo), found, wanted) for servo, what, wanted, found in different)
+    servos: defaultdict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for servo, what, wanted, found in different:
+        servos[what, found, wanted].append(str(servo))
+    rows = tuple((what, ", ".join(ids), found, wanted) for (what, found, wanted), ids in servos.items())
     detail = f"of {record.date}, but {len({servo for servo, *_ in different})} servos differ (below)"
     way_out = f"{CALIBRATE}; or give the --config file of this robot's own calibration"
     return Result("calibration", "FAIL", detail, way_out, rows)

@@ -76,7 +76,7 @@ class Person(Terminal):
     def __init__(self, hands: Hands, deeds: Mapping[str, Callable[[], Deed]] | None = None) -> None:
         """deeds: what to do, once, when a question holds these words, in place of what is asked."""
         self._hands, self._deeds = hands, dict(deeds or {})
-        self._asked_at = 0.0
+        self._asked_at, self.patience = 0.0, PATIENCE
         self._deed: Deed = iter(())
         self.said: list[str] = []
         self.seen: list[str] = []
@@ -90,7 +90,7 @@ class Person(Terminal):
     def pressed(self) -> list[str]:
         """The next key, if the hands are done."""
         key = next(self._deed, "")
-        assert self._hands.now() < self._asked_at + PATIENCE, "\n".join(self.said)
+        assert self._hands.now() < self._asked_at + self.patience, "\n".join(self.said)
         return [key] if key else []
 
     def print(self, text: str, style: str = "") -> None:

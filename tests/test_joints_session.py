@@ -127,22 +127,74 @@ def test_planted_zeros_directions_and_stops_are_recovered_by_hand(room: Room) ->
 def test_the_robot_verifies_it_by_moving_slowly_to_a_pose(room: Room) -> None:
     speeds: list[float] = []
 
-    def hands_off() -> Deed:
-        yield from room.hands.let_go()
-        yield "y"
-
     def look() -> Deed:
         speeds.append(float(np.abs(room.plant.truth["qvel"][:9]).max()))
         np.testing.assert_allclose(room.plant.truth["qpos"][:9], [0, -0.8, 0.3] * 3, atol=0.05)
         assert not room.limp
         yield "y"
 
-    deeds = {"or let the robot": keys("m"), "THE ROBOT WILL MOVE": hands_off, "lean outwards": look}
+    deeds = {"or let the robot": keys("m"), "THE ROBOT WILL MOVE": hands_off(room), "lean outwards": look}
     assert room.calibrate(DynamixelConfig(), deeds)
     assert room.limp
     require_the_truth(room.found)
     assert "residuals, commanded against measured: 10 +0.0, 11 +1.6" in room.said
     assert speeds[0] < 0.05
+
+
+def hands_off(room: Room) -> Callable[[], Deed]:
+    """What is to be done before the robot moves: the fingers hang, then it may."""
+
+    def deed() -> Deed:
+        yield from room.hands.let_go()
+        yield "y"
+
+    return deed
+
+
+def test_nobody_who_looks_lets_the_robot_go_limp(room: Room) -> None:
+    def leave() -> Deed:
+        room.person.patience = 200.0
+        yield from room.hands.wait(55)
+        assert not room.limp
+        yield from room.hands.wait(10)
+
+    deeds = {
+        "or let the robot": keys("m"),
+        "THE ROBOT WILL MOVE": hands_off(room),
+        "lean outwards": leave,
+        "All joints are recorded": keys("q", "q"),
+    }
+    assert not room.calibrate(DynamixelConfig(), deeds)
+    assert "Nobody answered for 60 s: the robot is limp again" in room.said
+    assert room.limp
+
+
+def test_a_key_stops_the_motion(room: Room) -> None:
+    deeds = {
+        "or let the robot": keys("m"),
+        "THE ROBOT WILL MOVE": keys("y", "x"),
+        "All joints are recorded": keys("q", "q"),
+    }
+    assert not room.calibrate(DynamixelConfig(), deeds)
+    assert "Stopped: the robot is limp again" in room.said
+    assert room.limp
+
+
+def test_a_cable_that_comes_out_while_it_moves_leaves_it_limp_once_it_is_back(room: Room) -> None:
+    def pull() -> Deed:
+        yield from room.hands.let_go()
+        fault = FaultConfig(kind="unplug", at=1.0, duration=3.0)
+        room.plant.inject(FaultSchedule([fault], 0))
+        yield "y"
+
+    def come_back() -> Deed:
+        yield from room.hands.wait(6.0)
+        assert room.limp
+        yield "enter"
+
+    deeds = {"or let the robot": keys("m"), "THE ROBOT WILL MOVE": pull, "All joints are recorded": come_back}
+    assert room.calibrate(DynamixelConfig(), deeds)
+    require_the_truth(room.found)
 
 
 # --- What happens meanwhile
@@ -224,13 +276,9 @@ def test_ctrl_c_leaves_it_limp_and_the_old_settings_untouched(room: Room, when: 
         raise KeyboardInterrupt
         yield ""
 
-    def hands_off() -> Deed:
-        yield from room.hands.let_go()
-        yield "y"
-
     room.path.parent.mkdir()
     room.path.write_text("old")
-    deeds = {"or let the robot": keys("m"), "THE ROBOT WILL MOVE": hands_off, when: interrupt}
+    deeds = {"or let the robot": keys("m"), "THE ROBOT WILL MOVE": hands_off(room), when: interrupt}
     config = FINGER if "servo 12" in when else DynamixelConfig()
     with pytest.raises(KeyboardInterrupt):
         room.calibrate(config, deeds)
