@@ -650,6 +650,7 @@ class SimPlant:
         signs = np.array(config.signs, np.float64)
         self._zeros = np.array(config.zero_ticks, np.int64)
         self._tick, self._speed_unit = signs * RAD_PER_TICK, signs * RAD_PER_S_PER_UNIT  # rad, rad/s, each
+        self._mounting = list(zip(config.zero_ticks, self._tick.tolist(), strict=True))  # quick to look up
         self._torque_unit = signs * self._torque_per_unit
         self._factory_gain = self._servos[0].value(reg.POSITION_P_GAIN)
         self._model.actuator_forcelimited[:] = 1
@@ -720,7 +721,8 @@ class SimPlant:
 
     def _aim(self, row: int, ticks: int, delay: int) -> None:
         """Sends a motor to a goal position in `delay` steps; at once also forgets goals on their way."""
-        angle = float(ticks - self._shift[row] - self._zeros[row]) * float(self._tick[row])
+        zero, tick = self._mounting[row]
+        angle = float(ticks - self._shift[row] - zero) * tick
         if delay:
             self._due.append((self._step + delay, row, angle))
             return
