@@ -506,15 +506,24 @@ class Procedure:
         )
 
     def _mover(self, row: int) -> tuple[int, float]:
-        """The joint that was moved, this one or another in its place, and by how many deg."""
+        """The joint that was moved, this one or another in its place, and by how many deg.
+
+        Once this one was moved, the other fingers do not count, which may swing or slip from where they lean,
+        nor does what fell at first.
+        """
         mine, moved = abs(self.track.moved[row]), np.abs(self.track.moved)
-        if mine >= MOVED:  # then what fell at first was moved by nobody
-            moved = np.abs(self.track.moved_since_rest)
+        if mine >= MOVED:
+            moved = np.abs(self.track.moved_since_rest) * self._beside(row)
         # What was put straight, from the stop that it was at, was not bent in place of another.
         bent = np.abs(self.track.ticks - np.array(self.measured.zeros)) >= MOVED
         other = int((moved * bent).argmax())
         exchanged = other != row and moved[other] > max(MOVED, mine)
         return (other, float(moved[other] / DEG)) if exchanged else (row, float(mine / DEG))
+
+    def _beside(self, row: int) -> Ticks:
+        """(J,) 1 for the joints of this one's finger, 0 for others."""
+        finger = next(finger for finger in self._fingers if row in finger)
+        return np.isin(np.arange(len(self._ids)), finger).astype(np.int64)
 
     def _require_one_turn(self, row: int, low: int, high: int) -> None:
         if low >= 0 and high < TICKS_PER_TURN and row not in self.track.jumped:
@@ -597,7 +606,7 @@ class Procedure:
             return f"servo {self._ids[passed[0]]} has passed the end of its turn"
         if kind in ("bend", "stops"):
             other, _ = self._mover(rows[0])
-            if other != rows[0]:
+            if other != rows[0] and self._beside(rows[0])[other]:
                 return f"servo {self._ids[other]} moves, it should be {self._ids[rows[0]]}"
         if kind == "stops":
             low, high = (int(ends[rows[0]]) for ends in (self.track.low, self.track.high))

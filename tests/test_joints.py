@@ -195,6 +195,28 @@ def test_a_joint_that_falls_when_it_is_let_go_is_not_blamed(bench: Bench) -> Non
     assert "direction +1" in bench.press("enter")
 
 
+def test_other_fingers_may_swing_unless_nothing_else_was_moved() -> None:
+    procedure, time = Procedure(DynamixelConfig()), iter(np.arange(0.0, 9.0, 0.05))
+    straight = np.array([1024, 2048, 2048] * 3)
+
+    def see(proximal: int, swing: int) -> None:
+        for step in range(15):
+            moved = np.array([proximal, 0, 0, 0, 0, 0, 0, 0, swing * (step + 5)])
+            procedure.see(Look(float(next(time)), straight + moved))
+
+    procedure.press("enter")
+    see(0, 0)
+    procedure.press("enter")
+    see(0, 30)
+    assert "servo 32" not in procedure.live()
+    procedure.told()
+    procedure.press("enter")
+    assert "servo 32 (finger 3, distal) has moved by" in procedure.told()[0]
+    see(200, 30)
+    procedure.press("enter")
+    assert procedure.told() == ["servo 10 (finger 1, proximal): direction +1"]
+
+
 def test_a_joint_that_is_put_straight_from_its_stop_is_not_blamed(bench: Bench) -> None:
     bench.to_stops()
     bench.sweep([890, 0, 0], [-330, 0, 0])
