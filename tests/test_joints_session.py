@@ -151,6 +151,7 @@ def hands_off(room: Room) -> Callable[[], Deed]:
     return deed
 
 
+@pytest.mark.slow
 def test_nobody_who_looks_lets_the_robot_go_limp(room: Room) -> None:
     def leave() -> Deed:
         room.person.patience = 200.0
@@ -180,6 +181,7 @@ def test_a_key_stops_the_motion(room: Room) -> None:
     assert room.limp
 
 
+@pytest.mark.slow
 def test_a_cable_that_comes_out_while_it_moves_leaves_it_limp_once_it_is_back(room: Room) -> None:
     def pull() -> Deed:
         yield from room.hands.let_go()
@@ -270,7 +272,9 @@ def test_two_servos_with_each_others_id_are_told_by_who_moved(room: Room) -> Non
     assert not room.path.exists()
 
 
-@pytest.mark.parametrize("when", ["servo 12 (finger 1, distal): turn", "lean outwards"])
+@pytest.mark.parametrize(
+    "when", ["servo 12 (finger 1, distal): turn", pytest.param("lean outwards", marks=pytest.mark.slow)]
+)
 def test_ctrl_c_leaves_it_limp_and_the_old_settings_untouched(room: Room, when: str) -> None:
     def interrupt() -> Deed:
         raise KeyboardInterrupt
