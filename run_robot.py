@@ -44,6 +44,7 @@ ROOT = Path(__file__).parent
 CONFIGS = ROOT / "configs"
 PLANTS = Path("plants")  # beside runs/, where the program was started
 CAMERAS = Path("cameras")  # there, too
+JOINTS = Path("joints")  # and there
 MCAP_MAGIC = b"\x89MCAP"
 WHY_NOT_SYNC = (
     "the servos would stand under torque, their watchdog tripped, while the actor's process learns. "
@@ -755,6 +756,30 @@ def record_plant(args: argparse.Namespace, console: Console) -> Path:
 
 
 def command_calibrate(args: argparse.Namespace) -> int:
+    """Measures something of the rig with somebody's help: its camera, or its joints."""
+    return calibrate_joints(args) if args.what == "joints" else calibrate_camera(args)
+
+
+def calibrate_joints(args: argparse.Namespace) -> int:
+    """Zero, direction and stops of each joint, moved by somebody's hands."""
+    from calibration.joints_session import calibrate_joints as calibrate
+    from configs.document import ConfigError
+
+    if getattr(args, "from") or args.print_board:
+        raise ConfigError(["calibrate joints takes neither --from nor --print-board: these are the camera's"])
+    config = rig_settings(args)
+    if config.kind == "sim":
+        way_out = "--hw emulated and --hw dclaw have some"
+        raise ConfigError([f"--hw {args.hw} has no joints that a hand could move: {way_out}"])
+    path = JOINTS / f"{Path(args.hw).stem}-{time.strftime('%Y%m%d-%H%M%S')}.yaml"
+    try:
+        done = calibrate(config, args.hw, path, time.strftime("%Y-%m-%d %H:%M"), sys.stdin)
+    except FileNotFoundError as error:  # ROBEL's files
+        raise MissingPart(str(error)) from error
+    return 0 if done else 1
+
+
+def calibrate_camera(args: argparse.Namespace) -> int:
     """Measures lens and place of the camera, with a board in somebody's hands or by photographs of it."""
     from rich.console import Console
 

@@ -25,6 +25,7 @@ usage: run_robot.py [COMMAND] [options]                             (no COMMAND 
   calibrate camera: lens and place    --hw H                       (a board in your hand)
             or by earlier photographs --from DIR
             or print that board       --hw H --print-board F
+            joints: zeros and stops   --hw H                       (the fingers in your hands)
   motors    list servos at any baud   --hw H                       (nothing moves)
             or give them their ids    --hw H --set-id              (one at a time, by hand)
   emulate   serve an emulated D'Claw  [--link PATH] [--hw H]       (until Ctrl-C)
@@ -135,14 +136,14 @@ class Parser(argparse.ArgumentParser):
         if command == "replay":
             self.add_argument("episode", type=name)
         if command == "calibrate":
-            self.add_argument("what", choices=("camera",))
+            self.add_argument("what", choices=("camera", "joints"))
 
     def error(self, message: str) -> NoReturn:
         """Leaves with code 2 and one line."""
         if message.endswith("required: episode"):
             message = "which EPISODE? `ls runs/*/episodes` shows what there is"
         if message.endswith("required: what"):
-            message = "calibrate what? run_robot.py calibrate camera --hw ..."
+            message = "calibrate what? run_robot.py calibrate camera --hw ..., or joints"
         said = f"run_robot.py {self.command}: {message.removeprefix('argument ')}"
         print(f"{said}\n`run_robot.py --help` shows all options", file=sys.stderr)
         raise SystemExit(2)

@@ -20,6 +20,7 @@ from serial.tools import list_ports
 
 from robot import registers as reg
 from robot.bus import BusConfig, SerialBus
+from robot.calibrated import CALIBRATE, mismatches
 from robot.camera import OpenCvCamera
 from robot.clock import SystemClock
 from robot.dynamixel import DynamixelRobot
@@ -391,7 +392,7 @@ class _Chain:
 def _servos(chain: _Chain) -> Iterator[Result]:
     """Raises PortLost."""
     looks: tuple[Callable[[_Chain], Result], ...]
-    looks = (_models, _hardware_errors, _supply, _temperature, _torque, _watchdog, _settings)
+    looks = (_models, _calibration, _hardware_errors, _supply, _temperature, _torque, _watchdog, _settings)
     for look in looks:
         try:
             yield look(chain)
@@ -424,6 +425,25 @@ def _models(chain: _Chain) -> Result:
         fix = "if their registers are the same: --set hw.dclaw.allow_unknown_models=true"
         return Result("models", "FAIL", f"unknown to this program: {names}", fix)
     return Result("models", "OK", "known, with Bus Watchdog")
+
+
+def _calibration(chain: _Chain) -> Result:
+    """Whether these are the servos whose zeros and directions the configuration has."""
+    record = chain.config.dclaw.calibration
+    if record is None:
+        return Result("calibration", "OK", "of the joints: none, offsets and signs as configured")
+    if not {servo.id for servo in record.servos} <= set(chain.ids):
+        return Result("calibration", "WARN", "not compared while servos are silent", "see `servos` above")
+    different = mismatches(record, chain.bus)
+    if not different:
+        return Result("calibration", "OK", f"of the joints on {record.date}, of these servos")
+    servos: defaultdict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for servo, what, wanted, found in different:
+        servos[what, found, wanted].append(str(servo))
+    rows = tuple((what, ", ".join(ids), found, wanted) for (what, found, wanted), ids in servos.items())
+    detail = f"of {record.date}, but {len({servo for servo, *_ in different})} servos differ (below)"
+    way_out = f"{CALIBRATE}; or give the --config file of this robot's own calibration"
+    return Result("calibration", "FAIL", detail, way_out, rows)
 
 
 def _hardware_errors(chain: _Chain) -> Result:
@@ -481,6 +501,9 @@ def _settings(chain: _Chain) -> Result:
     """What servos keep for good, against the configuration: the driver's own list."""
     if set(chain.ids) != set(chain.config.dclaw.ids):
         return Result("settings", "WARN", "not compared while servos are silent", "see `servos` above")
+    record = chain.config.dclaw.calibration
+    if record and mismatches(record, chain.bus):
+        return Result("settings", "WARN", "not compared with another robot's", "see `calibration` above")
     chain.tell("comparing registers with the configuration")
     robot = DynamixelRobot(chain.bus, chain.config.dclaw, SystemClock())
     before = robot.differences()

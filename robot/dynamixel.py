@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robot import registers as reg
+from robot.calibrated import require_calibrated
 from robot.events import EventLog
 from robot.protocol import ALERT
 from robot.registers import (
@@ -368,6 +369,8 @@ class DynamixelRobot:
         self._settings.identify()
         # Servos may be set to answer reads only; then no write could ever be confirmed.
         self._bus.sync_write(reg.STATUS_RETURN_LEVEL, dict.fromkeys(self._ids, 2))
+        if self._config.calibration:
+            require_calibrated(self._config.calibration, self._bus)
         self._supply = self._settings.supply()
         self._clear_errors()
         self._unwind_object()

@@ -19,14 +19,13 @@ import threading
 import time
 import tty
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Self
 
-import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from rich.console import Console
 
 from robot import registers as reg
@@ -35,7 +34,7 @@ from robot.faults import ADAPTER, WIRE, Change, FaultConfig, FaultSchedule, mang
 from robot.mjpeg import CameraServer, FrameFeed
 from robot.protocol import BITS_PER_BYTE, Parser
 from robot.servo import Servo
-from robot.sim import FINGER_SERVOS, VALVE_SERVO, ZERO_TICKS, SimConfig, SimPlant
+from robot.sim import FINGER_SERVOS, VALVE_SERVO, SimConfig, SimPlant
 from robot.types import Baud, Config
 
 TICK = 0.02  # s; physics never lags further behind than this, so an idle bus still falls and trips watchdogs
@@ -54,6 +53,7 @@ SHOWN = (
     reg.HARDWARE_ERROR_STATUS,
     reg.GOAL_POSITION,
 )
+HELD = TypeAdapter(dict[int, float])  # servo id -> rad
 SPEEDS = {getattr(termios, name): int(name[1:]) for name in dir(termios) if re.fullmatch(r"B[1-9]\d*", name)}
 
 
@@ -294,7 +294,7 @@ class Emulator:
             self._timer = LatencyTimer(self._wire, config.latency_file)
             self._set_latency()
             self._server = CameraServer(
-                self._feed, self.state, config.http_port, self._inject_json, self.heal
+                self._feed, self.state, config.http_port, self._inject_json, self.heal, self._hold_json
             )
         except OSError:
             self._line.close()
@@ -335,10 +335,9 @@ class Emulator:
         with self._plant_lock:
             self._plant.advance_to(self._now())
             truth = self._plant.truth
-            angles = np.rint(truth["qpos"] / reg.RAD_PER_TICK).astype(int) + ZERO_TICKS
             servos = {
                 str(id): {**_registers(servo), "present_position": int(ticks) + servo.shift}
-                for (id, servo), ticks in zip(self._plant.servos.items(), angles, strict=True)
+                for (id, servo), ticks in zip(self._plant.servos.items(), truth["encoders"], strict=True)
             }
             world = {"time": truth["time"], "valve": truth["valve"], "servos": servos}
         return {**self.ready(), "pid": os.getpid(), **world, **self._counts, "faults": self._all_faults()}
@@ -359,6 +358,15 @@ class Emulator:
     def heal(self) -> None:
         """Ends all faults; what they have done to servos stays done."""
         self._have_taken(None)
+
+    def hold_by_hand(self, angles: Mapping[int, float]) -> None:
+        """Somebody's hands turn these joints (servo id: rad) and hold them; all others they let go.
+
+        Raises ValueError for a servo that is not there or under torque.
+        """
+        with self._plant_lock:
+            self._plant.advance_to(self._now())
+            self._plant.hold_by_hand(angles)
 
     def _have_taken(self, order: FaultConfig | None) -> None:
         """Returns when the thread that serves the port has taken a fault, or None, the end of all."""
@@ -472,6 +480,14 @@ class Emulator:
             raise ValueError("\n".join(f"{place or 'fault'}: {words}" for place, words in wrong)) from error
         self.inject(fault)
         return fault.model_dump(mode="json")
+
+    def _hold_json(self, body: bytes) -> dict[str, Any]:
+        try:
+            angles = HELD.validate_json(body)
+        except ValidationError as error:
+            raise ValueError('expected angles in rad by servo id, such as {"12": 0.3}') from error
+        self.hold_by_hand(angles)
+        return {str(servo): angle for servo, angle in angles.items()}
 
     def _all_faults(self) -> list[dict[str, Any]]:
         """What is wrong at present, and whom it concerns; nobody means everybody."""

@@ -77,8 +77,8 @@ PAGE = b"""<!doctype html><title>emulated D'Claw</title><img src="/cam.mjpg" wid
 class CameraServer(ThreadingHTTPServer):
     """A camera on 127.0.0.1: `/cam.mjpg` streams, `/state` tells the truth as JSON, `/` shows both.
 
-    What is posted to `/faults` goes to `inject`, which answers with what it understood, or raises ValueError;
-    a DELETE there is `heal`.
+    What is posted to `/faults` goes to `inject`, and to `/hands` to `hold`, which answer with what they
+    understood, or raise ValueError; a DELETE of `/faults` is `heal`.
     """
 
     daemon_threads = True
@@ -91,11 +91,13 @@ class CameraServer(ThreadingHTTPServer):
         port: int = 0,
         inject: Callable[[bytes], Mapping[str, Any]] | None = None,
         heal: Callable[[], None] | None = None,
+        hold: Callable[[bytes], Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__(("127.0.0.1", port), _CameraHandler)
         self.feed = feed
         self.state = state
-        self.inject, self.heal = inject, heal
+        self.heal = heal
+        self.posts = {"/faults": inject, "/hands": hold}
         self._thread = threading.Thread(target=self.serve_forever, args=(0.05,), name="http", daemon=True)
         self._thread.start()
 
@@ -131,12 +133,13 @@ class _CameraHandler(BaseHTTPRequestHandler):
             self.send_error(404)
 
     def do_POST(self) -> None:
-        """Takes a fault: 200 with what was understood, or 400 with what is wrong with it."""
-        if self.path != "/faults" or self.server.inject is None:
+        """Takes a fault or a pose: 200 with what was understood, or 400 with what is wrong with it."""
+        take = self.server.posts.get(self.path)
+        if take is None:
             self.send_error(404)
             return
         try:
-            told = self.server.inject(self._body())
+            told = take(self._body())
         except ValueError as error:
             self._send("text/plain; charset=utf-8", f"{error}\n".encode(), 400)
         else:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from robot import registers as reg
+from robot.calibrated import JointsRecord, fingerprint
 from robot.registers import RAD_PER_S_PER_UNIT, RAD_PER_TICK, TICKS_PER_TURN, Register, servo_name
 from robot.safety import SafetyConfig
 from robot.types import Bus, BusFault, Config, ServoId, ServoSilent
@@ -70,6 +71,7 @@ class DynamixelConfig(Config):
     cool: float = Field(55.0, ge=30, le=80)  # deg C from which it goes on
     gains: PositionGains | None = None  # None: as the servos have them
     allow_unknown_models: bool = False
+    calibration: JointsRecord | None = None  # what offsets and signs are of; other servos are then refused
     ampere_per_unit: float | None = Field(None, gt=0)  # None: by model number
 
     @property
@@ -96,6 +98,7 @@ class DynamixelConfig(Config):
                 "hold: the program stops before the servo does"
             )
         self._check_limits()
+        self._check_calibration()
         return self
 
     def _check_limits(self) -> None:
@@ -105,6 +108,26 @@ class DynamixelConfig(Config):
                     f"{servo_name(servo)}: its limits would be {low}..{high} ticks, a servo takes "
                     f"0..{TICKS_PER_TURN - 1}; correct its offset, sign or safety limits"
                 )
+
+    def _check_calibration(self) -> None:
+        """A calibration stands for numbers that were measured together, and for no others."""
+        record = self.calibration
+        if record is None:
+            return
+        ids = tuple(servo.id for servo in record.servos)
+        if ids != self.joint_ids:
+            raise ValueError(f"calibration is of servos {ids}, joint_ids are {self.joint_ids}")
+        if fingerprint(zero_ticks(self).tolist(), self.signs, record.servos) != record.sha256:
+            raise ValueError(
+                f"offsets and signs are not those of the calibration of {record.date}: leave them as it "
+                "wrote them, or set calibration: null to vouch for them yourself"
+            )
+
+
+def zero_ticks(config: DynamixelConfig) -> Ticks:
+    """(J,): where each joint's servo stands at angle 0."""
+    turned = -np.array(config.offsets) * np.array(config.signs) / RAD_PER_TICK
+    return np.asarray(np.rint(turned), dtype=np.int64)
 
 
 def limit_ticks(config: DynamixelConfig) -> Ticks:

@@ -47,7 +47,8 @@ FINGER_SERVOS = (10, 11, 12, 20, 21, 22, 30, 31, 32)
 VALVE_SERVO = 50
 # Ticks at joint angle 0, such that ROBEL's calibration holds: angle = ticks * rad per tick + offset, with
 # offset -pi/2 for the first joint of each finger and -pi for all others and the valve.
-ZERO_TICKS = np.array([1024, 2048, 2048] * 3 + [2048], dtype=np.int64)
+ROBEL_ZEROS = (1024, 2048, 2048) * 3 + (2048,)
+ZERO_TICKS = np.array(ROBEL_ZEROS, dtype=np.int64)
 RESET_POSE = (0.0, -math.pi / 3, math.pi / 3) * 3  # rad, ROBEL's
 _GOAL = reg.GOAL_POSITION.address
 _NEVER = 1 << 62  # steps
@@ -72,11 +73,22 @@ class SimConfig(WorldConfig):
     torque_constant: PositiveFloat = 1.92  # Nm/A: XH430-W210 stalls at 2.5 Nm and 1.3 A (e-Manual, 12 V)
     command_delay: NonNegativeFloat = 0.0  # s from the packet to the motor
     frame_delay: NonNegativeFloat = 0.0  # s by which a frame's capture lies in the past
+    # How the servos are mounted, joints first and the valve's last: angle = sign * (ticks - zero), in ticks.
+    zero_ticks: tuple[int, ...] = ROBEL_ZEROS
+    signs: tuple[Literal[1, -1], ...] = (1, 1, 1, 1, 1, 1, 1, 1, 1, 1)
     watchdog_hears_all: bool = False  # whether packets to other servos feed a watchdog (the manual is vague)
     firmware: FirmwareConfig = FirmwareConfig()
     thermal: bool = True  # whether currents warm servos, overheat and overload them
     camera: CameraPose = CameraPose()
     randomise: RandomiseConfig = RandomiseConfig()  # off, robel, sim2real, or ranges over one of these
+
+    @model_validator(mode="after")
+    def _mounts_every_servo(self) -> Self:
+        for name in ("zero_ticks", "signs"):
+            count = len(getattr(self, name))
+            if count != len(ROBEL_ZEROS):
+                raise ValueError(f"{name} has {count} entries for {len(ROBEL_ZEROS)} servos")
+        return self
 
     @model_validator(mode="after")
     def _camera_stays_one(self) -> Self:
@@ -414,7 +426,7 @@ class SimPlant:
         stiffness = draw.number("servo_stiffness", config.servo_stiffness)
         self._stiffness = [stiffness] * len(JOINTS) + [config.valve_stiffness]
         self._damping = self._model.dof_damping[self._qvel].copy()
-        for row in self._suffering["stuck-joint"]:
+        for row in {*self._suffering["stuck-joint"], *self._held}:
             self._model.dof_damping[self._qvel[row]] = STUCK
         self._play = [draw.number("backlash", 0.0) / 2] * len(JOINTS) + [0.0]
         self._delay = self._steps_at(draw.number("command_delay", config.command_delay))
@@ -433,12 +445,13 @@ class SimPlant:
 
     @property
     def truth(self) -> dict[str, Any]:
-        """What no robot knows: exact angles (rad), velocities, torques (Nm), contacts, time."""
+        """What no robot knows: exact angles (rad), velocities, ticks, torques (Nm), contacts, time."""
         data = self._data
         return {
             "time": self.now(),
             "qpos": data.qpos[self._qpos].copy(),
             "qvel": data.qvel[self._qvel].copy(),
+            "encoders": self._encoders(data.qpos[self._qpos]),
             "torque": data.actuator_force.copy(),
             "setpoint": data.ctrl.copy(),
             "valve": self._valve_angle(),
@@ -466,6 +479,39 @@ class SimPlant:
                 self._due.clear()
                 self._target[:] = self._ramp_from[:] = self._data.ctrl
             mujoco.mj_forward(self._model, self._data)
+
+    def hold_by_hand(self, angles: Mapping[int, float]) -> None:
+        """Somebody's hands turn these joints (servo id: rad) and hold them there; all others they let go.
+
+        At a stop they get no further. Raises ValueError for a servo that is not there or under torque.
+        """
+        with self._lock:
+            self._require_limp(angles)
+            for row in self._held:
+                self._model.dof_damping[self._qvel[row]] = self._resistance(row)
+            self._held.clear()
+            self._held.update(self._row[id] for id in angles)
+            for id, angle in angles.items():
+                self._put(self._row[id], angle)
+            mujoco.mj_forward(self._model, self._data)
+
+    def _require_limp(self, angles: Mapping[int, float]) -> None:
+        for id, angle in angles.items():
+            if id not in self._row or not math.isfinite(angle):
+                known = ", ".join(map(str, sorted(self._by_id)))
+                raise ValueError(f"no hand turns servo {id} to {angle} rad; there are {known}")
+            if self._driven[self._row[id]]:
+                raise ValueError(f"{servo_name(id)} is under torque: it does not yield to a hand")
+
+    def _put(self, row: int, angle: float) -> None:
+        joint = self._model.dof_jntid[self._qvel[row]]
+        low, high = self._model.jnt_range[joint] if self._model.jnt_limited[joint] else (angle, angle)
+        self._data.qpos[self._qpos[row]] = min(max(angle, float(low)), float(high))
+        self._block(row, 0.0)
+
+    def _resistance(self, row: int) -> float:
+        """Nm s/rad of a joint that no hand holds."""
+        return STUCK if row in self._suffering["stuck-joint"] else float(self._damping[row])
 
     # --- Servos and their table ----------------------------------------------------------------------------
 
@@ -555,25 +601,29 @@ class SimPlant:
     def _measure(self, row: int) -> None:
         """Lets one servo's table show what its motor does: `_ticks` and its like for one row, much faster."""
         servo, data, slipped = self._servos[row], self._data, float(self._slipped[row])
+        sign, zero = self.config.signs[row], self.config.zero_ticks[row]
         turned = (float(data.qpos[self._qpos[row]]) - slipped) / RAD_PER_TICK
-        encoder = int(self._frozen.get(row, round(turned) + ZERO_TICKS[row]))
+        encoder = int(self._frozen.get(row, sign * round(turned) + zero))
         if self._misreading and row not in self._frozen:
             encoder += int(self._misreadings(1)[0])
-        speed = float(data.qvel[self._qvel[row]]) * float(self._seen_share[row])
-        current = round(float(data.actuator_force[row]) / self._torque_per_unit)
+        speed = sign * float(data.qvel[self._qvel[row]]) * float(self._seen_share[row])
+        current = sign * round(float(data.actuator_force[row]) / self._torque_per_unit)
         servo.measure(encoder, round(speed / RAD_PER_S_PER_UNIT), current, self.now())
         turned = (float(data.ctrl[row]) - slipped) / RAD_PER_TICK
-        servo.load(reg.POSITION_TRAJECTORY, round(turned + ZERO_TICKS[row] + self._shift[row]))
+        servo.load(reg.POSITION_TRAJECTORY, round(sign * turned + zero + self._shift[row]))
 
     def _ticks(self) -> Integers:
         """Present positions as the registers show them."""
-        seen = self._data.qpos[self._qpos] - self._slipped
-        ticks = np.asarray(np.rint(seen / RAD_PER_TICK), dtype=np.int64) + ZERO_TICKS
+        ticks = self._encoders(self._data.qpos[self._qpos] - self._slipped)
         if self._misreading:
             ticks += self._misreadings(len(ticks))
         for row, stays in self._frozen.items():
             ticks[row] = stays
         return ticks + self._shift
+
+    def _encoders(self, angles: Floats) -> Integers:
+        """What encoders show, in ticks over all turns, where joints and valve stand at angles (10,) rad."""
+        return np.asarray(np.rint(angles / self._tick), dtype=np.int64) + self._zeros
 
     def _misreadings(self, count: int) -> Integers:
         """(count,) ticks by which encoders err this time."""
@@ -582,10 +632,10 @@ class SimPlant:
 
     def _velocities(self) -> Integers:
         seen = self._data.qvel[self._qvel] * self._seen_share
-        return np.asarray(np.rint(seen / RAD_PER_S_PER_UNIT), dtype=np.int64)
+        return np.asarray(np.rint(seen / self._speed_unit), dtype=np.int64)
 
     def _currents(self) -> Integers:
-        return np.asarray(np.rint(self._data.actuator_force / self._torque_per_unit), dtype=np.int64)
+        return np.asarray(np.rint(self._data.actuator_force / self._torque_unit), dtype=np.int64)
 
     # --- Motors --------------------------------------------------------------------------------------------
 
@@ -597,6 +647,11 @@ class SimPlant:
         config = self.config
         self._stiffness = [config.servo_stiffness] * len(JOINTS) + [config.valve_stiffness]
         self._torque_per_unit = reg.AMPERE_PER_UNIT[config.servo_model] * config.torque_constant  # Nm
+        signs = np.array(config.signs, np.float64)
+        self._zeros = np.array(config.zero_ticks, np.int64)
+        self._tick, self._speed_unit = signs * RAD_PER_TICK, signs * RAD_PER_S_PER_UNIT  # rad, rad/s, each
+        self._mounting = list(zip(config.zero_ticks, self._tick.tolist(), strict=True))  # quick to look up
+        self._torque_unit = signs * self._torque_per_unit
         self._factory_gain = self._servos[0].value(reg.POSITION_P_GAIN)
         self._model.actuator_forcelimited[:] = 1
         self._shift = np.zeros(len(joints), np.int64)  # ticks, see Servo.shift
@@ -629,6 +684,7 @@ class SimPlant:
         self._healthy_volts: dict[int, float] = {}  # row -> V before its supply dipped
         self._healthy_degrees: dict[int, float] = {}  # row -> deg C before it was heated
         self._damping = self._model.dof_damping[self._qvel].copy()
+        self._held: set[int] = set()  # rows that somebody's hands hold
 
     def _follow(self, row: int) -> None:
         """Carries one servo's registers over into the physics."""
@@ -665,7 +721,8 @@ class SimPlant:
 
     def _aim(self, row: int, ticks: int, delay: int) -> None:
         """Sends a motor to a goal position in `delay` steps; at once also forgets goals on their way."""
-        angle = float(ticks - self._shift[row] - ZERO_TICKS[row]) * RAD_PER_TICK
+        zero, tick = self._mounting[row]
+        angle = float(ticks - self._shift[row] - zero) * tick
         if delay:
             self._due.append((self._step + delay, row, angle))
             return
@@ -879,7 +936,8 @@ class SimPlant:
         self._data.qvel[dof] = 0.0
 
     def _free(self, row: int) -> None:
-        self._model.dof_damping[self._qvel[row]] = self._damping[row]
+        if row not in self._held:
+            self._model.dof_damping[self._qvel[row]] = self._damping[row]
 
     def _freeze(self, row: int, _: float) -> None:
         self._frozen[row] = int(self._ticks()[row] - self._shift[row])

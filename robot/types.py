@@ -213,6 +213,12 @@ class MotionFault(Fault):
     name = "motion"
 
 
+class NotCalibrated(Fault):
+    """The servos are not those that were calibrated: angles would be wrong, so nothing may move."""
+
+    name = "not-calibrated"
+
+
 class Late(Fault):
     """The control loop missed its deadline too often in a row."""
 

@@ -18,6 +18,7 @@ from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any, get_args
+from urllib.error import HTTPError
 
 import dynamixel_sdk as sdk
 import numpy as np
@@ -613,3 +614,21 @@ def test_the_commands_of_the_document_work(served: subprocess.Popen[str], tmp_pa
     served.terminate()
     assert "stuck-joint: servo 12" in served.stdout.read()
     assert served.wait(timeout=20) in (0, -signal.SIGTERM)
+
+
+def test_hands_turn_limp_joints_over_http_and_nothing_else(emulator: Emulator, plant: SimPlant) -> None:
+    url = emulator.camera.replace("/cam.mjpg", "/hands")
+
+    def post(body: str) -> str:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, body.encode()), timeout=5) as answer:
+                return str(answer.read().decode())
+        except HTTPError as error:
+            return f"{error.code} {error.read().decode()}"
+
+    assert post('{"12": 1.0}') == '{"12": 1.0}'
+    assert emulator.state()["servos"]["12"]["present_position"] == 2048 + round(1 / reg.RAD_PER_TICK)
+    assert post('{"12": "up"}').startswith("400 expected angles in rad by servo id")
+    assert post('{"13": 1.0}').startswith("400 no hand turns servo 13")
+    plant.write(reg.TORQUE_ENABLE, 12, 1)
+    assert post('{"12": 1.0}').startswith("400 servo 12 (finger 1, distal) is under torque")

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from robot import registers as reg
 from robot.faults import FaultConfig, FaultSchedule
 from robot.registers import RAD_PER_S_PER_UNIT, RAD_PER_TICK
-from robot.sim import FINGER_SERVOS, RESET_POSE, VALVE_SERVO, SimConfig, SimPlant
+from robot.sim import FINGER_SERVOS, RESET_POSE, VALVE_SERVO, ZERO_TICKS, SimConfig, SimPlant
 from robot.types import BusFault, Floats, Frame, Image, PortLost, ServoSilent, StaleFrame, ValveGeometry
 from robot.world import (
     JOINTS,
@@ -752,3 +753,54 @@ def test_missing_graphics_names_the_packages(monkeypatch: pytest.MonkeyPatch, pl
     plant.sync_read(STATE, IDS)  # nothing but a picture needs OpenGL
     with pytest.raises(RuntimeError, match=r"libegl1 libopengl0 libgl1-mesa-dri.*libosmesa6"):
         plant.latest(0.0)
+
+
+# --- mounting, and hands ---------------------------------------------------------------------------------
+
+
+MOUNTED = SimConfig(
+    zero_ticks=(1000, 2100, 1900, 1500, 2048, 2300, 1024, 1800, 2048, 2000),
+    signs=(1, -1, 1, -1, -1, 1, 1, 1, -1, -1),
+)
+
+
+def test_servos_mounted_otherwise_show_other_ticks_of_the_same_motion() -> None:
+    nominal, mounted = SimPlant(SimConfig()), SimPlant(MOUNTED)
+    zeros, signs = np.array(MOUNTED.zero_ticks), np.array(MOUNTED.signs)
+    angles = np.array([100, -300, 400] * 3 + [300])  # ticks
+    for plant, goals in ((nominal, ZERO_TICKS + angles), (mounted, zeros + signs * angles)):
+        torque_on(plant, IDS)
+        plant.sync_write(reg.GOAL_POSITION, dict(zip(IDS, goals.tolist(), strict=True)))
+        plant.sleep_until(0.1)
+    assert nominal.truth["qpos"].tobytes() == mounted.truth["qpos"].tobytes()
+    plain, seen = (plant.sync_read(STATE, IDS).values.T for plant in (nominal, mounted))
+    np.testing.assert_array_equal(plain[:2], signs * seen[:2])
+    np.testing.assert_array_equal(plain[2] - ZERO_TICKS, signs * (seen[2] - zeros))
+    table = [[mounted.read(register, id) for id in IDS] for register in STATE]
+    np.testing.assert_array_equal(table, seen)
+    np.testing.assert_array_equal(mounted.truth["encoders"], seen[2])
+
+
+@pytest.mark.parametrize("field", ["zero_ticks", "signs"])
+def test_a_mounting_names_all_ten_servos(field: str) -> None:
+    with pytest.raises(ValidationError, match=f"{field} has 2 entries for 10 servos"):
+        SimConfig.model_validate({field: (1, 1)})
+
+
+def test_a_hand_holds_limp_joints_and_lets_go(plant: SimPlant) -> None:
+    plant.hold_by_hand({12: 1.0, 10: 9.0})
+    plant.sleep_until(1.0)
+    held = plant.truth["qpos"]
+    assert held[2] == pytest.approx(1.0, abs=1e-3)
+    assert held[0] == pytest.approx(1.35, abs=1e-3), "a hand turns no joint beyond its stop"
+    plant.hold_by_hand({})
+    plant.sleep_until(3.0)
+    assert plant.truth["qpos"][2] < 0.95
+
+
+def test_a_hand_moves_no_joint_under_torque_and_none_that_is_not_there(plant: SimPlant) -> None:
+    plant.write(reg.TORQUE_ENABLE, 12, 1)
+    with pytest.raises(ValueError, match=r"servo 12 .* is under torque"):
+        plant.hold_by_hand({12: 1.0})
+    with pytest.raises(ValueError, match="no hand turns servo 13"):
+        plant.hold_by_hand({13: 1.0})
