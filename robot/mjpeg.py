@@ -18,6 +18,11 @@ LONGEST_BODY = 65536  # bytes that somebody may post
 SEND_BUFFER = 65536  # bytes; small, so that a slow reader misses frames instead of getting old ones
 
 
+def encoded(image: Image, quality: int) -> bytes:
+    """An RGB image (H, W, 3) uint8 as a JPEG."""
+    return cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+
+
 class FrameFeed:
     """The newest JPEG for any number of viewers; older ones are never sent."""
 
@@ -35,7 +40,10 @@ class FrameFeed:
 
     def publish(self, image: Image, quality: int) -> None:
         """Shows an RGB image to all viewers."""
-        jpeg = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+        self.send(encoded(image, quality))
+
+    def send(self, jpeg: bytes) -> None:
+        """Shows a picture that is a JPEG already, or what somebody takes for one."""
         with self._changed:
             self._jpeg, self._sequence = jpeg, self._sequence + 1
             self._changed.notify_all()
