@@ -31,7 +31,7 @@ class FrameFeed:
         self._jpeg = b""
         self._sequence = 0
         self._viewers = 0
-        self._closed = False
+        self._closed = self._hidden = False
 
     @property
     def watched(self) -> bool:
@@ -48,8 +48,19 @@ class FrameFeed:
             self._jpeg, self._sequence = jpeg, self._sequence + 1
             self._changed.notify_all()
 
+    @property
+    def hidden(self) -> bool:
+        """True while nobody is let in."""
+        return self._hidden
+
+    def hide(self, hidden: bool) -> None:
+        """Ends all viewers' streams and lets nobody in, or lets them in again."""
+        with self._changed:
+            self._hidden = hidden
+            self._changed.notify_all()
+
     def frames(self) -> Iterator[bytes]:
-        """Each time the newest JPEG that this viewer has not seen, until the feed is closed."""
+        """Each time the newest JPEG that this viewer has not seen, until the feed is closed or hidden."""
         seen = self._sequence
         with self._watching():
             while (newer := self._wait_newer(seen)) is not None:
@@ -64,8 +75,8 @@ class FrameFeed:
 
     def _wait_newer(self, seen: int) -> tuple[int, bytes] | None:
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._sequence > seen)
-            return None if self._closed else (self._sequence, self._jpeg)
+            self._changed.wait_for(lambda: self._closed or self._hidden or self._sequence > seen)
+            return None if self._closed or self._hidden else (self._sequence, self._jpeg)
 
     @contextmanager
     def _watching(self) -> Iterator[None]:
@@ -176,6 +187,9 @@ class _CameraHandler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _stream(self) -> None:
+        if self.server.feed.hidden:
+            self.send_error(503)
+            return
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.send_response(200)

@@ -214,6 +214,7 @@ def emulate(config: RigConfig, resources: ExitStack, *, cameras: bool = True) ->
         "controls": {},
         "lens": None,
         "calibration": None,
+        "health": {**config.camera.health.model_dump(), "noise": "on" if config.emulator.noise else "off"},
     }
     camera = CameraConfig.model_validate({**config.camera.model_dump(), **found})
     bus = config.bus.model_copy(update={"port": process.ready["port"]})
