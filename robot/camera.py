@@ -111,8 +111,9 @@ def _open_stream(url: str, config: CameraConfig) -> Capture:
     capture = cv2.VideoCapture(url, cv2.CAP_FFMPEG, [*timeouts, cv2.CAP_PROP_FORMAT, -1])
     if capture.isOpened() and capture.get(cv2.CAP_PROP_FOURCC) == MJPG:
         return JpegCapture(capture)
-    capture.release()
-    capture = cv2.VideoCapture(url, cv2.CAP_FFMPEG, timeouts)
+    if capture.isOpened():
+        capture.release()
+        capture = cv2.VideoCapture(url, cv2.CAP_FFMPEG, timeouts)
     if not capture.isOpened():
         raise CameraFault(
             f"{url} answers, but sends no video stream. Open it in a browser to see what it is."
@@ -276,6 +277,8 @@ class OpenCvCamera:
         `tell` hears of what is only a warning; `taker` is called for each frame, in the capturing thread.
         """
         cv2.setNumThreads(1)  # 64x64 px do not pay for threads, and the cores belong to the learner
+        # What OpenCV warns of when a stream is not there, our faults say better.
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
         self.config = config
         self._deliver = Delivery(config)
         self._views: dict[tuple[int, int], Delivery] = {}
@@ -348,8 +351,9 @@ class OpenCvCamera:
         ages = f"{age * 1e3:.0f} ms old, allowed are {allowed * 1e3:.0f} ms"
         if isinstance(problem, UnfitFrame | FilmOver):
             return type(problem)(f"{problem}. The last frame before it is {ages}.")
+        why = str(problem or "").rstrip(".")
         return StaleFrame(
-            f"the newest frame of {self.config.source} is {ages}{f'; {problem}' if problem else ''}. "
+            f"the newest frame of {self.config.source} is {ages}{'; ' * bool(problem)}{why}. "
             "Check the camera's cable; `run_robot.py check` measures its rate."
         )
 

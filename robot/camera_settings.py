@@ -59,6 +59,7 @@ class CameraConfig(Config):
     read_timeout: float = Field(1.0, gt=0)  # s without a frame until the source counts as lost
     delay: float = Field(0.0, ge=0, le=0.5)  # s from exposure to arrival, as measured; frames are dated back
     health: HealthConfig = HealthConfig()
+    record: bool = False  # every captured frame, in full size, to a film beside each episode's log
     controls: Mapping[ControlName, float] = {}  # locked at open and read back, in the driver's units
     # Base frame (m) -> px of the captured image, of the straightened one where there is a lens.
     projection: tuple[Row, Row, Row] | None = None
