@@ -341,7 +341,7 @@ def create(run: RunDir, config: RunConfig) -> None:
 
 # What may change when a run goes on: the schedule, where things are plugged in, what computes.
 MAY_CHANGE = (
-    *("train.", "hw.bus.", "hw.patience.", "hw.camera.source"),
+    *("train.", "hw.bus.", "hw.patience.", "hw.camera.source", "hw.camera.health", "hw.camera.record"),
     *("agent.device", "agent.matmul", "agent.cuda_graph"),
 )
 
@@ -393,6 +393,7 @@ def make_actor(config: RunConfig, scene: Stage, args: argparse.Namespace) -> Act
     from agent.actor import Actor
     from agent.provenance import provenance
     from configs.loader import dump
+    from robot.rig import Rig
     from robot.types import Fault
 
     header = {
@@ -406,7 +407,7 @@ def make_actor(config: RunConfig, scene: Stage, args: argparse.Namespace) -> Act
         "wall_offset": time.time() - scene.world.clock.now(),
         **provenance(ROOT),
     }
-    return Actor(
+    actor = Actor(
         scene.env,
         header,
         (Fault,),
@@ -416,6 +417,9 @@ def make_actor(config: RunConfig, scene: Stage, args: argparse.Namespace) -> Act
         timing=scene.env.timing,
         events=scene.world.events.drain,
     )
+    if isinstance(scene.world, Rig):
+        actor.filming = scene.world.filming
+    return actor
 
 
 def make_collector(config: RunConfig, actor: Actor, stack: ExitStack, *, images: bool) -> Collector:

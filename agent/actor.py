@@ -6,7 +6,7 @@ It knows the rig only as a gymnasium environment; what counts as a fault of it, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,10 @@ def _nothing() -> None:
     pass
 
 
+def _unfilmed(log: Path) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
 @dataclass
 class Actor:
     """Runs episodes with a policy and writes each of them to disk while it happens."""
@@ -41,6 +45,7 @@ class Actor:
     rest: Callable[[], None] = _nothing  # torque off: while there is nothing to do, and on every error
     timing: Callable[[], Mapping[str, float]] = dict  # how well the control step kept its deadlines
     events: Callable[[], Sequence[RigEvent]] = tuple  # on the rig since the last call
+    filming: Callable[[Path], AbstractContextManager[None]] = _unfilmed  # films while a log is written
     faults_in_a_row: int = field(default=0, init=False)
     failed_resets: int = field(default=0, init=False)  # these leave no file: nothing was measured
 
@@ -70,7 +75,8 @@ class Actor:
                 return self.count(str(fault))
             writer = self.writer(folder, index, explore=explore)
             try:
-                with writer, self._relaxed_on_error():  # the robot first, the log after
+                # The robot first, the log after.
+                with writer, self.filming(writer.path), self._relaxed_on_error():
                     writer.begin(observation, info["telemetry"], info["parameters"])
                     self._steps(policy, observation, writer, explore, watch)
                     log_events(writer, self.events())

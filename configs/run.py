@@ -93,6 +93,10 @@ def rig_checks(config: RunConfig | HwConfig) -> Iterator[Problem]:
         yield Problem("hw.robot", problem)
     if config.hw.robot == OURS and config.hw.settings:
         yield Problem("hw.settings", "is for robots of other packages (hw.robot); the D'Claw's is hw.dclaw")
+    if config.hw.kind == "sim" and config.hw.cameras:
+        yield Problem("hw.cameras", "the simulation has one camera: --hw emulated or --hw dclaw")
+    if config.hw.kind == "sim" and config.hw.camera.record:
+        yield Problem("hw.camera.record", "is for cameras that capture: --hw emulated or --hw dclaw")
 
 
 def _joints_and_time(task: RobotTaskConfig, hw: RigConfig) -> Iterator[Problem]:

@@ -1,4 +1,4 @@
-"""Camera capture: the newest frame only, with the time of its capture, cropped and resized for the agent."""
+"""Camera capture: the newest frame only, with the time of its capture, and never one that shows nothing."""
 
 from __future__ import annotations
 
@@ -6,22 +6,55 @@ import atexit
 import os
 import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, Protocol, Self
+from typing import Protocol
 from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
 from cv2.typing import MatLike
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from robot.types import CameraFault, Clock, Config, Floats, Frame, Image, StaleFrame
+from robot.camera_settings import CalibrationRecord, CameraConfig, ControlName, Lens, Row, crop_box
+from robot.delivery import Delivery, deliver, delivered_projection
+from robot.frame_health import FrameHealth, Sharpness, StrictJpeg
+from robot.types import (
+    BlackFrame,
+    CameraFault,
+    Clock,
+    FilmOver,
+    Floats,
+    Frame,
+    FrameSize,
+    FrozenFrame,
+    Image,
+    OverexposedFrame,
+    StaleFrame,
+    TornFrame,
+    UnfitFrame,
+)
+
+# What there is to know of cameras, from one place.
+__all__ = [
+    "CalibrationRecord",
+    "CameraConfig",
+    "Capture",
+    "Lens",
+    "OpenCvCamera",
+    "Row",
+    "check_calibrated",
+    "crop_box",
+    "deliver",
+    "delivered_projection",
+    "identity",
+    "open_capture",
+    "set_up",
+]
 
 FIRST_BACKOFF = 0.05  # s; a stream that hiccups once is back within two frame periods
 LAST_BACKOFF = 2.0  # s
 
-ControlName = Literal["auto_exposure", "exposure", "gain", "auto_wb", "wb_temperature", "autofocus", "focus"]
 CONTROLS: dict[ControlName, int] = {
     "auto_exposure": cv2.CAP_PROP_AUTO_EXPOSURE,
     "exposure": cv2.CAP_PROP_EXPOSURE,
@@ -31,74 +64,10 @@ CONTROLS: dict[ControlName, int] = {
     "autofocus": cv2.CAP_PROP_AUTOFOCUS,
     "focus": cv2.CAP_PROP_FOCUS,
 }
-Row = tuple[float, float, float, float]
-
-
-class Lens(Config):
-    """How a camera's lens maps rays to pixels: a pinhole and the distortion that OpenCV calls k and p."""
-
-    resolution: tuple[
-        PositiveInt, PositiveInt
-    ]  # (width, height) px of the captured image that it is true for
-    focal: tuple[PositiveFloat, PositiveFloat]  # (fx, fy) px
-    centre: tuple[float, float]  # (cx, cy) px; whole numbers are pixel centres
-    distortion: tuple[float, float, float, float, float] = (0.0, 0.0, 0.0, 0.0, 0.0)  # k1, k2, p1, p2, k3
-
-    @property
-    def matrix(self) -> Floats:
-        """(3, 3): rays (x, y, 1) to px, without distortion."""
-        (fx, fy), (cx, cy) = self.focal, self.centre
-        return np.array([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]])
-
-
-class CalibrationRecord(Config):
-    """Which calibration lens and projection are of; it stands in each episode's log with them."""
-
-    date: str
-    camera: str  # make and serial number, or the address: as `identity` says
-    views: PositiveInt
-    error: NonNegativeFloat  # px rms between corners seen and expected
-    sha256: str  # of the corners seen, the board and its place: the same for the same measurement
-
-
-class CameraConfig(Config):
-    """Where frames come from and what the agent sees of them."""
-
-    source: str | int = "/dev/video0"  # device path or number, or a URL (MJPEG over HTTP, RTSP)
-    width: int = Field(640, ge=16, le=4096)  # px of the captured image
-    height: int = Field(480, ge=16, le=4096)
-    fps: float = Field(30.0, gt=0, le=240)  # asked of a device; a stream has its own
-    crop: Row | None = None  # (x, y, width, height) as fractions of the captured image; None: all of it
-    size: tuple[PositiveInt, PositiveInt] = (64, 64)  # (width, height) px of the delivered image
-    max_age: float = Field(0.15, gt=0)  # s; about four periods at 30 frames/s
-    open_timeout: float = Field(3.0, gt=0, le=4.0)  # s to the first frame
-    read_timeout: float = Field(1.0, gt=0)  # s without a frame until the source counts as lost
-    delay: float = Field(0.0, ge=0, le=0.5)  # s from exposure to arrival, as measured; frames are dated back
-    controls: Mapping[ControlName, float] = {}  # locked at open and read back, in the driver's units
-    # Base frame (m) -> px of the captured image, of the straightened one where there is a lens.
-    projection: tuple[Row, Row, Row] | None = None
-    lens: Lens | None = None  # what it bends is straightened in the delivered image; None: nothing is
-    calibration: CalibrationRecord | None = None  # where projection and lens come from
-
-    @model_validator(mode="after")
-    def _lens_of_this_resolution(self) -> Self:
-        if self.lens and self.lens.resolution != (self.width, self.height):
-            width, height = self.lens.resolution
-            raise ValueError(
-                f"the lens was calibrated at {width}x{height} px, this camera captures "
-                f"{self.width}x{self.height}: set width and height to the former, or calibrate again"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _crops_inside(self) -> Self:
-        x, y, width, height = self.crop or (0.0, 0.0, 1.0, 1.0)
-        inside = x >= 0 and y >= 0 and x + width <= 1 + 1e-9 and y + height <= 1 + 1e-9
-        if not inside or min(crop_box(self)[2:]) < 1:
-            raise ValueError(
-                f"crop {self.crop} is no part of the image: x, y, width and height are fractions of it"
-            )
-        return self
+UNFIT: tuple[type[UnfitFrame], ...] = (BlackFrame, OverexposedFrame, FrozenFrame, TornFrame, FrameSize)
+MJPG = float(cv2.VideoWriter.fourcc(*"MJPG"))
+Taker = Callable[[MatLike, float], None]  # gets every good captured image (BGR) and its time, s
+Teller = Callable[[str, str], None]  # gets an event's name and its text
 
 
 class Capture(Protocol):
@@ -125,11 +94,11 @@ class Capture(Protocol):
         ...
 
 
-def open_capture(config: CameraConfig) -> Capture:
-    """The device or stream, open and set up. Raises CameraFault that says what is missing."""
-    if isinstance(config.source, str) and "://" in config.source:
-        return _open_stream(config.source, config)
-    return _open_device(config)
+def open_capture(config: CameraConfig, clock: Clock) -> Capture:
+    """The device, stream or film, open and set up. Raises CameraFault that says what is missing."""
+    if config.is_stream:
+        return _open_stream(str(config.source), config)
+    return _open_device(config) if config.is_device else Film(config, clock)
 
 
 def _open_stream(url: str, config: CameraConfig) -> Capture:
@@ -138,12 +107,62 @@ def _open_stream(url: str, config: CameraConfig) -> Capture:
         *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, int(config.open_timeout * 1e3)),
         *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, int(config.read_timeout * 1e3)),
     ]
-    capture = cv2.VideoCapture(url, cv2.CAP_FFMPEG, timeouts)
+    # A stream of JPEGs is decoded by us: OpenCV would not say which of them were damaged.
+    capture = cv2.VideoCapture(url, cv2.CAP_FFMPEG, [*timeouts, cv2.CAP_PROP_FORMAT, -1])
+    if capture.isOpened() and capture.get(cv2.CAP_PROP_FOURCC) == MJPG:
+        return JpegCapture(capture)
+    if capture.isOpened():
+        capture.release()
+        capture = cv2.VideoCapture(url, cv2.CAP_FFMPEG, timeouts)
     if not capture.isOpened():
         raise CameraFault(
             f"{url} answers, but sends no video stream. Open it in a browser to see what it is."
         )
     return capture
+
+
+class JpegCapture:
+    """A capture whose images are JPEGs as they were sent, decoded only if they are whole."""
+
+    def __init__(self, encoded: Capture) -> None:
+        self._encoded, self._decode = encoded, StrictJpeg()
+        self.grab, self.set, self.get, self.release = encoded.grab, encoded.set, encoded.get, encoded.release
+
+    def retrieve(self) -> tuple[bool, MatLike]:
+        """The grabbed image, BGR. Raises TornFrame."""
+        good, data = self._encoded.retrieve()
+        return (True, self._decode(data.tobytes())) if good else (False, data)
+
+
+class Film:
+    """A recorded film as a camera: a picture comes when it is due, as often as the film has pictures."""
+
+    def __init__(self, config: CameraConfig, clock: Clock) -> None:
+        """Begins at once. Raises CameraFault when there is no such film."""
+        path = Path(str(config.source))
+        if not path.is_file():
+            raise CameraFault(
+                f"{path} does not exist: no film is there (hw.camera.source; cameras are under /dev)"
+            )
+        self._film = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+        if not self._film.isOpened():
+            raise CameraFault(f"{path} is no film that can be read. ffprobe {path} says what it is.")
+        self._path, self._clock = path, clock
+        self._period = 1 / (self._film.get(cv2.CAP_PROP_FPS) or config.fps)
+        self._start, self._count = clock.now(), 0
+        self.retrieve, self.set, self.get = self._film.retrieve, self._film.set, self._film.get
+        self.release = self._film.release
+
+    def grab(self) -> bool:
+        """Waits for the next picture. Raises FilmOver."""
+        if not self._film.grab():
+            raise FilmOver(
+                f"{self._path} is over after {self._count} pictures, {self._count * self._period:.1f} s. "
+                "Start again for it to begin anew, or give hw.camera.source a camera"
+            )
+        self._clock.sleep_until(self._start + self._count * self._period)
+        self._count += 1
+        return True
 
 
 def _check_reachable(url: str, timeout: float) -> None:
@@ -162,8 +181,8 @@ def _device(source: str | int) -> Path:
 
 def identity(source: str | int, sysfs: Path = Path("/sys")) -> str:
     """Which camera that is: make, USB numbers and serial number of a device; a stream's address."""
-    if isinstance(source, str) and "://" in source:
-        parts = urlsplit(source)
+    if CameraConfig(source=source).is_stream:
+        parts = urlsplit(str(source))
         return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # without a password
     node = sysfs / "class/video4linux" / _device(source).resolve().name
     made = _told(node / "name") or str(source)
@@ -235,89 +254,47 @@ def set_up(capture: Capture, config: CameraConfig) -> Capture:
     return capture
 
 
-def crop_box(config: CameraConfig) -> tuple[int, int, int, int]:
-    """The crop (x, y, width, height) in px of the captured image."""
-    x, y, w, h = config.crop or (0.0, 0.0, 1.0, 1.0)
-    left, top = round(x * config.width), round(y * config.height)
-    return left, top, round((x + w) * config.width) - left, round((y + h) * config.height) - top
-
-
-class Delivery:
-    """Turns captured images into what the agent sees: straightened, cropped, resized."""
-
-    def __init__(self, config: CameraConfig) -> None:
-        self.config = config
-        self._maps = _straightening(config.lens, crop_box(config)) if config.lens else None
-
-    def __call__(self, image: MatLike) -> Image:
-        """A captured BGR image as the agent sees it: (H, W, 3) uint8 RGB, area-resized.
-
-        Raises CameraFault when the image is not of the configured size: crop and calibration would be wrong.
-        """
-        config = self.config
-        if image.shape != (config.height, config.width, 3):
-            raise CameraFault(
-                f"{config.source} delivers {image.shape[1]}x{image.shape[0]} px, expected "
-                f"{config.width}x{config.height} (hw.camera.width and .height)"
-            )
-        small = cv2.resize(self._cut(image), config.size, interpolation=cv2.INTER_AREA)
-        return np.ascontiguousarray(small[:, :, ::-1], dtype=np.uint8)
-
-    def _cut(self, image: MatLike) -> MatLike:
-        if self._maps is None:
-            x, y, w, h = crop_box(self.config)
-            return image[y : y + h, x : x + w]
-        return cv2.remap(image, *self._maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-
-
-def _straightening(lens: Lens, box: tuple[int, int, int, int]) -> tuple[MatLike, MatLike]:
-    """Where in the captured image each pixel of the straightened crop lies; the focal length stays."""
-    x, y, w, h = box
-    cut = lens.matrix - np.array([[0.0, 0.0, x], [0.0, 0.0, y], [0.0, 0.0, 0.0]])
-    # Fixed-point maps: half the time per image of floating-point ones.
-    return cv2.initUndistortRectifyMap(
-        lens.matrix, np.array(lens.distortion), np.eye(3), cut, (w, h), cv2.CV_16SC2
-    )
-
-
-def deliver(image: MatLike, config: CameraConfig) -> Image:
-    """One captured BGR image as `Delivery` makes it; with a lens, many cost less there."""
-    return Delivery(config)(image)
-
-
-def delivered_projection(projection: Sequence[Sequence[float]], config: CameraConfig) -> Floats:
-    """A projection (3, 4) to px of the captured image, turned into one to px of the delivered image."""
-    x, y, w, h = crop_box(config)
-    sx, sy = config.size[0] / w, config.size[1] / h
-    # Pixel centres are whole numbers: the image's edge, which crop and size scale about, lies at -1/2.
-    adapt = np.array([[sx, 0.0, (0.5 - x) * sx - 0.5], [0.0, sy, (0.5 - y) * sy - 0.5], [0.0, 0.0, 1.0]])
-    delivered: Floats = adapt @ np.asarray(projection, dtype=np.float64)
-    return delivered
-
-
 class OpenCvCamera:
-    """Frames of a V4L2 device or a network stream, never older than the caller allows.
+    """Frames of a V4L2 device, a network stream or a film, never older than the caller allows.
 
-    A thread takes every frame as it comes and keeps the newest: OpenCV's own queue would serve frames that
-    are seconds old to a reader slower than the camera. A lost source is reopened with growing pauses.
+    A thread takes every frame as it comes and keeps the newest that is fit to be seen: OpenCV's own queue
+    would serve frames that are seconds old to a reader slower than the camera. A black, white, damaged or
+    repeated picture is no frame: the one before it gets older, and once it is too old the fault has the name
+    of what came since. A lost source is reopened with growing pauses.
     """
 
     def __init__(
-        self, config: CameraConfig, clock: Clock, opener: Callable[[CameraConfig], Capture] = open_capture
+        self,
+        config: CameraConfig,
+        clock: Clock,
+        opener: Callable[[CameraConfig], Capture] | None = None,
+        *,
+        tell: Teller | None = None,
+        taker: Taker | None = None,
     ) -> None:
-        """Waits for the first frame. Raises CameraFault when none comes within `open_timeout`."""
+        """Waits for the first frame. Raises CameraFault when none comes within `open_timeout`.
+
+        `tell` hears of what is only a warning; `taker` is called for each frame, in the capturing thread.
+        """
         cv2.setNumThreads(1)  # 64x64 px do not pay for threads, and the cores belong to the learner
+        # What OpenCV warns of when a stream is not there, our faults say better.
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
         self.config = config
         self._deliver = Delivery(config)
+        self._views: dict[tuple[int, int], Delivery] = {}
+        self._health = FrameHealth(config.health, noisy=_noisy(config))
+        self._sharpness = Sharpness(config.health.blurred, tell) if tell else None
+        self._taker = taker
         self._clock = clock
-        self._opener = opener
+        self._open = opener or (lambda config: open_capture(config, clock))
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._settled = threading.Event()  # the first frame or the first problem is known
+        self._settled = threading.Event()  # the first frame, or a problem that waiting does not solve
         self._frame: Frame | None = None
         self._captured: MatLike | None = None  # BGR; each capture makes a new one
-        self._problem = ""
+        self._problem: CameraFault | None = None  # of what came after the newest frame
         self._lost = 0
+        self._unfit = Counter({kind.name: 0 for kind in UNFIT})
         self._thread = threading.Thread(target=self._run, name=f"camera {config.source}", daemon=True)
         self._thread.start()
         atexit.register(self.close)  # a thread inside OpenCV when the interpreter ends aborts the program
@@ -349,8 +326,9 @@ class OpenCvCamera:
         Raises StaleFrame or CameraFault.
         """
         frame, captured = self._newest(max_age)
-        resized = self.config.model_copy(update={"size": size})
-        return Frame(frame.time, deliver(captured, resized), frame.sequence)
+        if size not in self._views:  # a lens is costly to prepare for
+            self._views[size] = Delivery(self.config.model_copy(update={"size": size}))
+        return Frame(frame.time, self._views[size](captured), frame.sequence)
 
     def latest(self, max_age: float) -> Frame:
         """The newest frame, a copy of the caller's own. Raises StaleFrame or CameraFault."""
@@ -362,15 +340,22 @@ class OpenCvCamera:
         with self._lock:
             frame, captured, problem = self._frame, self._captured, self._problem
         if frame is None or captured is None:
-            raise CameraFault(problem or f"{self.config.source} sent no frame")
+            raise CameraFault(str(problem or f"{self.config.source} sent no frame"))
         age = self._clock.now() - frame.time
         if age > max_age:
-            raise StaleFrame(
-                f"the newest frame of {self.config.source} is {age * 1e3:.0f} ms old, allowed are "
-                f"{max_age * 1e3:.0f} ms{'; ' * bool(problem) + problem}. Check the camera's cable; "
-                "`run_robot.py check` measures its rate."
-            )
+            raise self._too_old(age, max_age, problem)
         return frame, captured
+
+    def _too_old(self, age: float, allowed: float, problem: CameraFault | None) -> CameraFault:
+        """By the name of what came instead of frames, where that is known."""
+        ages = f"{age * 1e3:.0f} ms old, allowed are {allowed * 1e3:.0f} ms"
+        if isinstance(problem, UnfitFrame | FilmOver):
+            return type(problem)(f"{problem}. The last frame before it is {ages}.")
+        why = str(problem or "").rstrip(".")
+        return StaleFrame(
+            f"the newest frame of {self.config.source} is {ages}{'; ' * bool(problem)}{why}. "
+            "Check the camera's cable; `run_robot.py check` measures its rate."
+        )
 
     def picture(self) -> Image:
         """The newest captured image in full size, (H, W, 3) uint8 RGB; for people, of any age."""
@@ -381,10 +366,11 @@ class OpenCvCamera:
         return np.ascontiguousarray(captured[:, :, ::-1], dtype=np.uint8)
 
     def statistics(self) -> dict[str, float]:
-        """Frames received and times that the source was lost."""
+        """Frames received, pictures that were none by the name of their fault, times the source was lost."""
         with self._lock:
             frames = self._frame.sequence + 1 if self._frame else 0
-            return {"frames": float(frames), "lost": float(self._lost)}
+            unfit = {name.replace("-", "_"): float(count) for name, count in self._unfit.items()}
+            return {"frames": float(frames), "lost": float(self._lost), **unfit}
 
     def close(self) -> None:
         """Stops the capture and releases the device. Never raises, may be repeated."""
@@ -393,52 +379,77 @@ class OpenCvCamera:
         self._thread.join(self.config.open_timeout + self.config.read_timeout + LAST_BACKOFF)
 
     def _await_first_frame(self) -> None:
-        settled = self._settled.wait(self.config.open_timeout)
+        self._settled.wait(self.config.open_timeout)
         if self._frame is not None:
             return
         self._stop.set()  # not joined: an open that hangs is the very fault to report
         late = f"{self.config.source} sent no frame within {self.config.open_timeout:g} s"
-        raise CameraFault(self._problem if settled else late)
+        raise self._problem or CameraFault(late)
 
     def _run(self) -> None:
         backoff = FIRST_BACKOFF
         while not self._stop.is_set():
             before = self._frame
             self._capture_until_lost()
+            if isinstance(self._problem, FilmOver):
+                return
             backoff = FIRST_BACKOFF if self._frame is not before else min(2 * backoff, LAST_BACKOFF)
             self._stop.wait(backoff)
 
     def _capture_until_lost(self) -> None:
         try:
-            capture = self._opener(self.config)
+            capture = self._open(self.config)
         except CameraFault as fault:
-            self._note(str(fault))
+            self._note(fault)
             return
         try:
             while not self._stop.is_set():
                 self._take(capture)
         except (CameraFault, cv2.error) as fault:
-            self._note(str(fault))
+            self._note(fault if isinstance(fault, CameraFault) else CameraFault(str(fault)))
         finally:
             capture.release()
 
     def _take(self, capture: Capture) -> None:
-        """Waits for one frame and publishes it. Raises CameraFault when there is none."""
+        """Waits for one picture and publishes it if it is a sight. Raises CameraFault when there is none."""
         if not capture.grab():
             raise CameraFault(f"{self.config.source} stopped sending frames")
         time = self._clock.now() - self.config.delay  # before decoding: the nearest to the exposure
+        try:
+            self._publish(capture, time)
+        except UnfitFrame as fault:
+            self._refuse(fault)
+
+    def _publish(self, capture: Capture, time: float) -> None:
         good, image = capture.retrieve()
         if not good:
             raise CameraFault(f"{self.config.source} sent a frame that cannot be decoded")
         delivered = self._deliver(image)
+        self._health.judge(image, delivered)
         with self._lock:
             sequence = self._frame.sequence + 1 if self._frame else 0
-            self._frame, self._problem = Frame(time, delivered, sequence), ""
+            self._frame, self._problem = Frame(time, delivered, sequence), None
             self._captured = image
         self._settled.set()
+        if self._sharpness:
+            self._sharpness.look(time, image)
+        if self._taker:
+            self._taker(image, time)
 
-    def _note(self, problem: str) -> None:
+    def _refuse(self, fault: UnfitFrame) -> None:
+        with self._lock:
+            self._problem = type(fault)(f"{self.config.source} {fault}")
+            self._unfit[fault.name] += 1
+        if isinstance(fault, FrameSize):  # light and exposure may become better, a size does not
+            self._settled.set()
+
+    def _note(self, problem: CameraFault) -> None:
         with self._lock:
             self._problem = problem
             self._lost += 1
         self._settled.set()
+
+
+def _noisy(config: CameraConfig) -> bool:
+    """Whether no two pictures are alike, whatever they show."""
+    return config.is_device if config.health.noise == "auto" else config.health.noise == "on"

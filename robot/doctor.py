@@ -26,7 +26,7 @@ from robot.clock import SystemClock
 from robot.dynamixel import DynamixelRobot
 from robot.motors import EVERYWHERE, Motor, Range, Tell, ask_each, listed, search
 from robot.registers import CYCLE, INDIRECT_ADDRESSES, Register, servo_name
-from robot.rig import RigConfig, build, emulate
+from robot.rig import CAMERA, RigConfig, build, emulate
 from robot.settings import Difference, ServoTable
 from robot.sim import SimPlant
 from robot.types import BusFault, CameraFault, Fault, Floats, PortLost, ServoSilent, ValveGeometry
@@ -135,8 +135,8 @@ def inspect(config: RigConfig, options: Options, tell: Tell = _silently) -> Iter
                 return
             yield Result("emulator", "OK", f"{config.bus.port}, {config.camera.source}")
         yield from _port_and_servos(config, options, tell)
-        tell("looking through the camera")
-        yield from _camera(config)
+        tell("looking through the cameras")
+        yield from _cameras(config)
 
 
 def _disk(folder: Path) -> Result:
@@ -594,25 +594,36 @@ def _cycle(chain: _Chain, times: Floats, counts: Mapping[str, int]) -> Result:
 # --- Camera ------------------------------------------------------------------------------------------------
 
 
-def _camera(config: RigConfig) -> Iterator[Result]:
-    try:
-        camera = OpenCvCamera(config.camera, SystemClock())
-    except CameraFault as fault:
-        yield Result("camera", "FAIL", str(fault), "plug it in, or --set hw.camera.source=...")
-        return
-    try:
-        yield Result(
-            "camera", "OK", f"{config.camera.source}, {config.camera.width}x{config.camera.height} px"
-        )
-        yield from _frames(config, camera)
-        yield _view(config, camera)
-    except CameraFault as fault:
-        yield Result("frames", "FAIL", str(fault), "check the camera's cable; try another USB port")
-    finally:
-        camera.close()
+def _cameras(config: RigConfig) -> Iterator[Result]:
+    """All at once, as in a run: several may be too much for one USB controller."""
+    with ExitStack() as resources:
+        opened = []
+        for name, seen in config.all_cameras.items():
+            try:
+                camera = OpenCvCamera(seen, SystemClock())
+            except CameraFault as fault:
+                setting = "hw.camera.source" if name == CAMERA else f"hw.cameras.{name}.source"
+                yield Result(_of("camera", name), "FAIL", str(fault), f"plug it in, or --set {setting}=...")
+                continue
+            resources.callback(camera.close)
+            opened.append((name, camera))
+            yield Result(_of("camera", name), "OK", f"{seen.source}, {seen.width}x{seen.height} px")
+        for name, camera in opened:
+            try:
+                yield from _frames(name, camera)
+                if name == CAMERA or camera.config.projection:
+                    yield _view(name, camera)
+            except CameraFault as fault:
+                fix = "check the camera's cable; try another USB port"
+                yield Result(_of("frames", name), "FAIL", str(fault), fix)
 
 
-def _frames(config: RigConfig, camera: OpenCvCamera) -> Iterator[Result]:
+def _of(what: str, name: str) -> str:
+    """What is looked at, and of which camera if it is not the agent's."""
+    return what if name == CAMERA else f"{what} {name}"
+
+
+def _frames(name: str, camera: OpenCvCamera) -> Iterator[Result]:
     """Rate, age as a run would see it, and whether there is anything to see."""
     first, start, ages = camera.latest(np.inf).sequence, time.monotonic(), []
     while (now := time.monotonic()) - start < FILM_TIME:
@@ -620,9 +631,9 @@ def _frames(config: RigConfig, camera: OpenCvCamera) -> Iterator[Result]:
         time.sleep(0.02)
     frame = camera.latest(np.inf)
     rate, age = (frame.sequence - first) / (now - start), float(np.percentile(ages, 95))
-    slow, stale = rate < 0.7 * config.camera.fps, age > config.camera.max_age
+    slow, stale = rate < 0.7 * camera.config.fps, age > camera.config.max_age
     yield Result(
-        "frames",
+        _of("frames", name),
         "FAIL" if stale else "WARN" if slow else "OK",
         f"{rate:.0f} per second, 95 % at most {age * 1e3:.0f} ms old",
         "more light (exposure limits the rate), another USB port, a free CPU" if slow or stale else "",
@@ -630,19 +641,21 @@ def _frames(config: RigConfig, camera: OpenCvCamera) -> Iterator[Result]:
     brightness = float(frame.image.mean())
     visible = DARK < brightness < BRIGHT
     fix = "" if visible else "take off the lens cap, switch on the light, lock the exposure"
-    yield Result("brightness", "OK" if visible else "WARN", f"mean {brightness:.0f} of 255", fix)
+    yield Result(_of("brightness", name), "OK" if visible else "WARN", f"mean {brightness:.0f} of 255", fix)
 
 
-def _view(config: RigConfig, camera: OpenCvCamera) -> Result:
+def _view(name: str, camera: OpenCvCamera) -> Result:
     """Whether the calibration puts the whole valve into the image: there the goal will be drawn."""
     try:
         pixels = _project(camera.projection, np.linspace(0, 2 * np.pi, 12))
     except CameraFault as fault:
-        return Result("view", "WARN", str(fault), "needed for tasks that draw the goal into the image")
-    if (pixels >= 0).all() and (pixels <= np.array(config.camera.size) - 1).all():
-        return Result("view", "OK", "the whole valve is in the image")
+        return Result(
+            _of("view", name), "WARN", str(fault), "needed for tasks that draw the goal into the image"
+        )
+    if (pixels >= 0).all() and (pixels <= np.array(camera.config.size) - 1).all():
+        return Result(_of("view", name), "OK", "the whole valve is in the image")
     fix = "point the camera at the valve, or correct hw.camera.projection and .crop"
-    return Result("view", "WARN", "the valve's rim is partly outside of the image", fix)
+    return Result(_of("view", name), "WARN", "the valve's rim is partly outside of the image", fix)
 
 
 def _project(projection: Floats, angles: Floats) -> Floats:

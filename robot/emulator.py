@@ -30,7 +30,18 @@ from rich.console import Console
 
 from robot import registers as reg
 from robot.chain import Delivery, Faults, NoFaults, Reply, ServoChain
-from robot.faults import ADAPTER, WIRE, Change, FaultConfig, FaultSchedule, mangled, require_servos, split
+from robot.emulated_camera import CameraSignal, SensorNoise
+from robot.faults import (
+    ADAPTER,
+    CAMERA,
+    WIRE,
+    Change,
+    FaultConfig,
+    FaultSchedule,
+    mangled,
+    require_servos,
+    split,
+)
 from robot.mjpeg import CameraServer, FrameFeed
 from robot.protocol import BITS_PER_BYTE, Parser
 from robot.servo import Servo
@@ -71,6 +82,7 @@ class EmulatorConfig(Config):
     width: int = Field(256, ge=16, le=1920)  # px; measured 0.15 of a core at 30 frames/s
     height: int = Field(256, ge=16, le=1080)
     fps: float = Field(30.0, gt=0, le=120)
+    noise: float = Field(1.0, ge=0, le=50)  # of 255, of each value of each picture: a sensor has some
     jpeg_quality: int = Field(92, ge=10, le=100)
     http_port: int = Field(0, ge=0, le=65535)  # 0: any free one
     linger: float = Field(2.0, ge=0)  # s that it outlives its parent, for the servos' watchdogs to be seen
@@ -279,6 +291,7 @@ class Emulator:
         self._wire = Wire(config)
         self._line = SerialLine(config.link)
         self._feed = FrameFeed()
+        self._signal = self._camera_signal(config)
         self._plant_lock = threading.Lock()
         self._stop = threading.Event()
         self._epoch = time.monotonic() - plant.now()
@@ -519,7 +532,7 @@ class Emulator:
             self._plant.heal()
             self.events.emit("over", "all faults are over", "info")
             return
-        if fault.kind in WIRE | ADAPTER:
+        if fault.kind in WIRE | ADAPTER | CAMERA:
             self._faults.add(fault, self._now())
             return
         self._later += 1
@@ -558,6 +571,15 @@ class Emulator:
 
     # --- Camera ---------------------------------------------------------------------------------------------
 
+    def _camera_signal(self, config: EmulatorConfig) -> CameraSignal:
+        luck, shape = np.random.default_rng([config.fault_seed, 1]), (config.height, config.width, 3)
+        noise = SensorNoise(config.noise, shape, np.random.default_rng(0))
+        return CameraSignal(self._feed, noise, config.jpeg_quality, luck, self._camera_faults)
+
+    def _camera_faults(self) -> list[FaultConfig]:
+        """Those that are active; another thread changes what is."""
+        return [happening.fault for happening in [*self._faults.active] if happening.fault.kind in CAMERA]
+
     def _film(self) -> None:
         """Draws from the first picture to the last, because an OpenGL context belongs to one thread."""
         try:
@@ -575,13 +597,14 @@ class Emulator:
         while not self._stop.is_set():
             due = max(due + 1 / self.config.fps, self._now())
             self._stop.wait(due - self._now())
+            self._signal.attend()
             if self._feed.watched:
                 self._show()
 
     def _show(self) -> None:
         self._advance()
         image = self._plant.render(self.config.width, self.config.height)
-        self._feed.publish(image, self.config.jpeg_quality)
+        self._signal.show(self._now(), image)
         self._counts["frames"] += 1
 
 

@@ -27,10 +27,23 @@ ServoKind = Literal[
     "dead", "overload", "overheat", "electrical", "encoder", "voltage-dip", "reboot", "brown-out", "heat"
 ]
 MechanicalKind = Literal["stuck-joint", "slipping-valve", "frozen-encoder"]
-FaultKind = Literal[WireKind, AdapterKind, ServoKind, MechanicalKind]
+CameraKind = Literal[
+    "camera-stall",
+    "camera-drop",
+    "camera-slow",
+    "camera-duplicate",
+    "camera-corrupt",
+    "camera-size",
+    "camera-black",
+    "camera-white",
+    "camera-gone",
+]
+FaultKind = Literal[WireKind, AdapterKind, ServoKind, MechanicalKind, CameraKind]
 
 WIRE = frozenset[str](get_args(WireKind))
 ADAPTER = frozenset[str](get_args(AdapterKind))
+CAMERA = frozenset[str](get_args(CameraKind))
+_SINGLE = WIRE | {"camera-drop", "camera-duplicate", "camera-corrupt"}  # packets, or pictures, one by one
 ERRORS: dict[str, int] = {  # kinds that are a bit of register 70 and nothing else
     "overload": reg.OVERLOAD,
     "overheat": reg.OVERHEATING,
@@ -57,6 +70,8 @@ VALUES = {
     "voltage-dip": _Value(8.5, 0, 40, "V of the supply"),  # 12 V servos allow 9.5
     "heat": _Value(70.0, 0, 255, "deg C that the servo measures"),  # below 80, at which it would shut down
     "slipping-valve": _Value(0.5, 0, 1, "share of every turn that the encoder misses"),
+    "camera-slow": _Value(5.0, 0.1, 120, "pictures per second"),
+    "camera-corrupt": _Value(0.3, 0.05, 1, "share of each picture's data that is lost"),
 }
 
 
@@ -68,14 +83,15 @@ class FaultConfig(Config):
     servo: ServoId | None = None
     at: float = Field(0.0, ge=0)  # s after the schedule's start
     duration: float | None = Field(None, gt=0)  # s; None: for good, or what happens in no time
-    probability: float = Field(1.0, ge=0, le=1)  # of each status packet, on the wire
+    probability: float = Field(1.0, ge=0, le=1)  # of each status packet on the wire, of each picture
     every: float | None = Field(None, ge=0.01)  # s between occurrences on average; None: once, at `at`
     value: float | None = None  # what the kind can have more or less of
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> Self:
-        if self.probability != 1 and self.kind not in WIRE:
-            raise ValueError(f"probability is for packets ({', '.join(sorted(WIRE))}), not for {self.kind}")
+        if self.probability != 1 and self.kind not in _SINGLE:
+            kinds = ", ".join(sorted(_SINGLE))
+            raise ValueError(f"probability is for packets and pictures ({kinds}), not for {self.kind}")
         if self.servo is not None and self.kind not in _OF_ONE_SERVO:
             raise ValueError(f"{self.kind} concerns no single servo: leave `servo` out")
         if self.duration is not None and self.kind == "reboot":
@@ -226,9 +242,16 @@ def require_servos(faults: Sequence[FaultConfig], there: Collection[int]) -> Non
             raise ValueError(f"there is no servo {fault.servo} for the fault {fault.kind!r}; there are {ids}")
 
 
+def refuse_camera(faults: Sequence[FaultConfig]) -> None:
+    """Raises ValueError for faults that only a camera with a cable can have."""
+    for fault in faults:
+        if fault.kind in CAMERA:
+            raise ValueError(f"{fault.kind} is for an emulated camera; a simulated one has no cable")
+
+
 def split(faults: Sequence[FaultConfig]) -> tuple[list[FaultConfig], list[FaultConfig]]:
-    """Faults of cable and adapter, and those of servos and mechanics."""
-    outside = WIRE | ADAPTER
+    """Faults of cable, adapter and camera, and those of servos and mechanics."""
+    outside = WIRE | ADAPTER | CAMERA
     return [f for f in faults if f.kind in outside], [f for f in faults if f.kind not in outside]
 
 

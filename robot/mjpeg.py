@@ -18,6 +18,11 @@ LONGEST_BODY = 65536  # bytes that somebody may post
 SEND_BUFFER = 65536  # bytes; small, so that a slow reader misses frames instead of getting old ones
 
 
+def encoded(image: Image, quality: int) -> bytes:
+    """An RGB image (H, W, 3) uint8 as a JPEG."""
+    return cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+
+
 class FrameFeed:
     """The newest JPEG for any number of viewers; older ones are never sent."""
 
@@ -26,7 +31,7 @@ class FrameFeed:
         self._jpeg = b""
         self._sequence = 0
         self._viewers = 0
-        self._closed = False
+        self._closed = self._hidden = False
 
     @property
     def watched(self) -> bool:
@@ -35,13 +40,27 @@ class FrameFeed:
 
     def publish(self, image: Image, quality: int) -> None:
         """Shows an RGB image to all viewers."""
-        jpeg = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+        self.send(encoded(image, quality))
+
+    def send(self, jpeg: bytes) -> None:
+        """Shows a picture that is a JPEG already, or what somebody takes for one."""
         with self._changed:
             self._jpeg, self._sequence = jpeg, self._sequence + 1
             self._changed.notify_all()
 
+    @property
+    def hidden(self) -> bool:
+        """True while nobody is let in."""
+        return self._hidden
+
+    def hide(self, hidden: bool) -> None:
+        """Ends all viewers' streams and lets nobody in, or lets them in again."""
+        with self._changed:
+            self._hidden = hidden
+            self._changed.notify_all()
+
     def frames(self) -> Iterator[bytes]:
-        """Each time the newest JPEG that this viewer has not seen, until the feed is closed."""
+        """Each time the newest JPEG that this viewer has not seen, until the feed is closed or hidden."""
         seen = self._sequence
         with self._watching():
             while (newer := self._wait_newer(seen)) is not None:
@@ -56,8 +75,8 @@ class FrameFeed:
 
     def _wait_newer(self, seen: int) -> tuple[int, bytes] | None:
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._sequence > seen)
-            return None if self._closed else (self._sequence, self._jpeg)
+            self._changed.wait_for(lambda: self._closed or self._hidden or self._sequence > seen)
+            return None if self._closed or self._hidden else (self._sequence, self._jpeg)
 
     @contextmanager
     def _watching(self) -> Iterator[None]:
@@ -171,6 +190,9 @@ class _CameraHandler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _stream(self) -> None:
+        if self.server.feed.hidden:
+            self.send_error(503)
+            return
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.send_response(200)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import select
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
 from numpy.random import Generator
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from robot.bus import BusConfig, SerialBus
 from robot.camera import CameraConfig, OpenCvCamera, crop_box
@@ -27,6 +28,7 @@ from robot.events import EventLog
 from robot.keepalive import kept_alive
 from robot.patience import PatienceConfig
 from robot.randomise import Draw
+from robot.recording import Recorder
 from robot.sawyer import SawyerConfig, SawyerPlant, SawyerRobot
 from robot.settings import DynamixelConfig
 from robot.sim import SimConfig, SimPlant
@@ -52,11 +54,28 @@ class RigConfig(Config):
     control_period: float = Field(0.05, gt=0, le=1)  # s, the shortest that bus and camera are good for
     bus: BusConfig = BusConfig()
     dclaw: DynamixelConfig = DynamixelConfig()
-    camera: CameraConfig = CameraConfig()
+    camera: CameraConfig = CameraConfig()  # the agent's
+    cameras: Mapping[str, CameraConfig] = Field(default_factory=dict)  # further ones by name, for the log
     sim: SimConfig = SimConfig()
     emulator: EmulatorConfig = EmulatorConfig()
     patience: PatienceConfig = PatienceConfig()
     valve_check: ValveCheckConfig = ValveCheckConfig()
+
+    @field_validator("cameras")
+    @classmethod
+    def _names_of_their_own(cls, cameras: Mapping[str, CameraConfig]) -> Mapping[str, CameraConfig]:
+        for name in cameras:
+            if name == CAMERA or not re.fullmatch(r"[a-z][a-z0-9]*", name):
+                raise ValueError(
+                    f"{name!r} is no name for a further camera: small letters and digits, and not "
+                    f"{CAMERA!r}, which is hw.camera"
+                )
+        return cameras
+
+    @property
+    def all_cameras(self) -> dict[str, CameraConfig]:
+        """By name, the agent's first."""
+        return {CAMERA: self.camera, **self.cameras}
 
 
 class DescribedRobot(Robot, Protocol):
@@ -115,6 +134,7 @@ class Rig:
     imitate: Callable[[Mapping[str, float]], object] = _no_other
     perceived: Callable[[Snapshot], Snapshot] = _clearly  # what an agent is told of a reading
     check: Callable[[Snapshot], None] = _unchecked  # holds a control step's reading against what cameras see
+    recorders: tuple[Recorder, ...] = ()  # of the cameras whose captured frames are kept
     resources: ExitStack = field(default_factory=ExitStack)
 
     @property
@@ -147,7 +167,20 @@ class Rig:
         for name, camera in self.cameras.items():
             if isinstance(camera, OpenCvCamera):
                 counters.update({f"{name}_{key}": value for key, value in camera.statistics().items()})
+        for recorder in self.recorders:
+            counters.update({f"{recorder.name}_{key}": n for key, n in recorder.statistics().items()})
         return counters
+
+    @contextmanager
+    def filming(self, log: Path) -> Iterator[None]:
+        """Within it cameras that record do so beside an episode's log: 000012.front.mkv for 000012.mcap."""
+        for recorder in self.recorders:
+            recorder.begin(log.with_name(f"{log.name.partition('.')[0]}.{recorder.name}"))
+        try:
+            yield
+        finally:
+            for recorder in self.recorders:
+                recorder.end()
 
     def close(self) -> None:
         """Relaxes the robot if it was engaged, and releases port, cameras and processes. May be repeated."""
@@ -214,6 +247,7 @@ def emulate(config: RigConfig, resources: ExitStack, *, cameras: bool = True) ->
         "controls": {},
         "lens": None,
         "calibration": None,
+        "health": {**config.camera.health.model_dump(), "noise": "on" if config.emulator.noise else "off"},
     }
     camera = CameraConfig.model_validate({**config.camera.model_dump(), **found})
     bus = config.bus.model_copy(update={"port": process.ready["port"]})
@@ -296,12 +330,26 @@ def _build_wired(config: RigConfig, resources: ExitStack, *, cameras: bool) -> R
     resources.callback(bus.close)
     events = EventLog(clock)
     robot = DynamixelRobot(bus, config.dclaw, clock, events, FingerClearance())
-    camera = _open_camera(config.camera, clock, resources) if cameras else None
-    views = {CAMERA: camera} if camera else {}
-    picture = camera.picture if camera else _no_picture
-    largest = crop_box(config.camera)[2:]
-    check = _valve_check(config, camera, largest, events) if camera else _unchecked
-    return Rig(config, robot, views, clock, events, picture, bus.statistics, check=check)
+    if not cameras:
+        return Rig(config, robot, {}, clock, events, _no_picture, bus.statistics)
+    recorders = {name: Recorder(name, events.emit) for name, one in config.all_cameras.items() if one.record}
+    views = {
+        name: _open_camera(name, config.all_cameras[name], clock, resources, events, recorders.get(name))
+        for name in config.all_cameras
+    }
+    front, largest = views[CAMERA], crop_box(config.camera)[2:]
+    check = _valve_check(config, front, largest, events)
+    return Rig(
+        config,
+        robot,
+        views,
+        clock,
+        events,
+        front.picture,
+        bus.statistics,
+        check=check,
+        recorders=tuple(recorders.values()),
+    )
 
 
 def _valve_check(
@@ -323,9 +371,23 @@ def _valve_check(
     return ValveCheck(config.valve_check, camera, size, config.camera.max_age, events.emit)
 
 
-def _open_camera(config: CameraConfig, clock: Clock, resources: ExitStack) -> OpenCvCamera:
-    camera = OpenCvCamera(config, clock)
+def _open_camera(
+    name: str,
+    config: CameraConfig,
+    clock: Clock,
+    resources: ExitStack,
+    events: EventLog,
+    recorder: Recorder | None,
+) -> OpenCvCamera:
+    camera = OpenCvCamera(
+        config,
+        clock,
+        tell=lambda event, text: events.emit(event, f"{name}: {text}"),
+        taker=recorder.take if recorder else None,
+    )
     resources.callback(camera.close)
+    if recorder:
+        resources.callback(recorder.end)
     return camera
 
 

@@ -23,7 +23,16 @@ from pydantic import NonNegativeFloat, PositiveFloat, model_validator
 
 from robot import registers as reg
 from robot.events import EventLog
-from robot.faults import ERRORS, WIRE, Change, FaultConfig, FaultSchedule, Occurrence, require_servos
+from robot.faults import (
+    ERRORS,
+    WIRE,
+    Change,
+    FaultConfig,
+    FaultSchedule,
+    Occurrence,
+    refuse_camera,
+    require_servos,
+)
 from robot.protocol import describe_refusal
 from robot.randomise import DROPS, ENCODERS, EYES, Draw, RandomiseConfig, Variation, blurred
 from robot.registers import RAD_PER_S_PER_UNIT, RAD_PER_TICK, Register, servo_name
@@ -771,6 +780,7 @@ class SimPlant:
         servo's silence, an unplugged port is PortLost. Raises ValueError for servos that are not there.
         """
         require_servos(schedule.faults, self._by_id)
+        refuse_camera(schedule.faults)
         with self._lock:
             self._luck = schedule.luck
             self._schedules.append(schedule.begin(self.now()))

@@ -207,6 +207,46 @@ class StaleFrame(CameraFault):
     name = "stale-frame"
 
 
+class UnfitFrame(CameraFault):
+    """The camera sends pictures that show nothing of the scene as it is now."""
+
+
+class BlackFrame(UnfitFrame):
+    """Nothing in the picture is lit."""
+
+    name = "black-frame"
+
+
+class OverexposedFrame(UnfitFrame):
+    """Everything in the picture is white."""
+
+    name = "overexposed-frame"
+
+
+class FrozenFrame(UnfitFrame):
+    """The same picture again, where noise would make each another one."""
+
+    name = "frozen-frame"
+
+
+class TornFrame(UnfitFrame):
+    """The picture was damaged on its way: parts of it are missing."""
+
+    name = "torn-frame"
+
+
+class FrameSize(UnfitFrame):
+    """The picture has another size than crop, lens and projection are for."""
+
+    name = "frame-size"
+
+
+class FilmOver(CameraFault):
+    """The recorded film that stands in for a camera has come to its end."""
+
+    name = "film-over"
+
+
 class MotionFault(Fault):
     """A motion did not arrive: a finger is blocked, a valve is jammed."""
 

@@ -230,18 +230,19 @@ def telemetry(snapshot: Snapshot) -> Info:
     """One reading as plain arrays for the log; with a camera also when its frame was taken.
 
     servo_temperature and servo_voltage are (N,), deg C and V, in the order of `Health.ids`. frame_age is in s
-    before the reading, 0 for a frame that came just after it.
+    before the reading, 0 for a frame that came just after it; of further cameras it is NAME_frame_age.
     """
     joints, thing = snapshot.joints, snapshot.object
     entry = {"time": snapshot.time, **_group("joint", joints), **_group("object", thing)}
     if snapshot.health is not None:
         entry |= {"servo_temperature": snapshot.health.temperature, "servo_voltage": snapshot.health.voltage}
-    for frame in snapshot.frames.values():
-        entry.update(
-            frame_time=frame.time,
-            frame_sequence=frame.sequence,
-            frame_age=max(0.0, snapshot.time - frame.time),
-        )
+    for number, (name, frame) in enumerate(snapshot.frames.items()):
+        prefix = f"{name}_" if number else ""
+        entry |= {
+            f"{prefix}frame_time": frame.time,
+            f"{prefix}frame_sequence": frame.sequence,
+            f"{prefix}frame_age": max(0.0, snapshot.time - frame.time),
+        }
     return entry
 
 

@@ -190,12 +190,12 @@ def test_wrong_image_size_is_a_fault_because_crop_and_calibration_would_be_wrong
 
 def test_frame_time_is_that_of_its_capture_and_frames_are_the_callers_own() -> None:
     clock = ManualClock(5.0)
-    capture = ScriptedCapture([picture(10)])
+    capture = ScriptedCapture([picture(40)])
     camera = OpenCvCamera(config("fake", read_timeout=0.01), clock, lambda _: capture)
     frame = camera.latest(0.1)
     frame.image[:] = 0
     assert frame.time == 5.0
-    assert camera.latest(0.1).image.max() == 10
+    assert camera.latest(0.1).image.max() == 40
     clock.time = 5.2
     with pytest.raises(StaleFrame, match="200 ms old, allowed are 100 ms"):
         camera.latest(0.1)
@@ -204,14 +204,14 @@ def test_frame_time_is_that_of_its_capture_and_frames_are_the_callers_own() -> N
 
 
 def test_known_delay_of_a_camera_dates_its_frames_back() -> None:
-    capture = ScriptedCapture([picture(10)])
+    capture = ScriptedCapture([picture(40)])
     camera = OpenCvCamera(config("fake", delay=0.04), ManualClock(5.0), lambda _: capture)
     assert camera.latest(0.1).time == pytest.approx(4.96)
     camera.close()
 
 
 def test_every_failed_grab_reopens_the_device() -> None:
-    captures = [ScriptedCapture([picture(value)]) for value in (10, 20, 30)]
+    captures = [ScriptedCapture([picture(value)]) for value in (40, 50, 60)]
     opened: list[ScriptedCapture] = []
 
     def opener(_: CameraConfig) -> ScriptedCapture:
@@ -219,7 +219,7 @@ def test_every_failed_grab_reopens_the_device() -> None:
         return opened[-1]
 
     camera = OpenCvCamera(config("fake"), ManualClock(), opener)
-    wait_until(lambda: camera.latest(1.0).image.max() == 30)
+    wait_until(lambda: camera.latest(1.0).image.max() == 60)
     camera.close()
     assert all(capture.released for capture in captures)
     assert camera.latest(1.0).sequence == 2
@@ -231,12 +231,12 @@ def test_error_inside_opencv_is_a_lost_frame_and_not_the_end() -> None:
             raise cv2.error("(-2:Unspecified error) corrupt data")
 
     captures: list[ScriptedCapture] = [
-        ScriptedCapture([picture(10)]),
-        Broken([picture(20)]),
-        ScriptedCapture([picture(30)]),
+        ScriptedCapture([picture(40)]),
+        Broken([picture(50)]),
+        ScriptedCapture([picture(60)]),
     ]
     camera = OpenCvCamera(config("fake"), ManualClock(), lambda _: captures.pop(0))
-    wait_until(lambda: camera.latest(1.0).image.max() == 30)
+    wait_until(lambda: camera.latest(1.0).image.max() == 60)
     camera.close()
 
 
@@ -287,7 +287,7 @@ def test_crop_beyond_the_image_is_refused(wrong: dict[str, object]) -> None:
 
 
 def test_picture_for_people_is_the_whole_captured_image() -> None:
-    image = picture(0)
+    image = picture(60)
     image[5, 7] = (1, 2, 3)  # BGR
     camera = OpenCvCamera(config("fake"), ManualClock(), lambda _: ScriptedCapture([image]))
     assert camera.picture().shape == (HEIGHT, WIDTH, 3)
@@ -306,7 +306,7 @@ def test_projection_follows_crop_and_size() -> None:
 def test_another_size_shows_the_same_frame_with_its_own_projection() -> None:
     rows = ((100.0, 0.0, 48.0, 0.0), (0.0, 100.0, 40.0, 0.0), (0.0, 0.0, 1.0, 0.0))
     part = {"crop": (0.25, 0.2, 0.5, 0.6), "projection": rows}
-    image = picture(0)
+    image = picture(60)
     image[30:40, 60:70] = (1, 2, 203)  # BGR
     camera = OpenCvCamera(config("fake", **part), ManualClock(), lambda _: ScriptedCapture([image]))
     wide, small = camera.view((48, 48), 1.0), camera.latest(1.0)
@@ -321,7 +321,7 @@ def test_another_size_shows_the_same_frame_with_its_own_projection() -> None:
 
 
 def test_uncalibrated_camera_says_what_to_set() -> None:
-    camera = OpenCvCamera(config("fake"), ManualClock(), lambda _: ScriptedCapture([picture(1)]))
+    camera = OpenCvCamera(config("fake"), ManualClock(), lambda _: ScriptedCapture([picture(40)]))
     with pytest.raises(CameraFault, match=r"hw\.camera\.projection"):
         _ = camera.projection
     camera.close()

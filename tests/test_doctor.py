@@ -23,6 +23,7 @@ from robot.motors import Range
 from robot.rig import RigConfig
 from robot.servo import FirmwareConfig
 from robot.sim import SimConfig, SimPlant
+from robot.types import Image
 
 FAST = EmulatorConfig(wire=False, return_delay_us=500)
 READS = 10  # of 1000
@@ -419,13 +420,14 @@ def test_lost_answers_are_counted(plant: SimPlant, losing: int, status: str, wor
 # --- Camera
 
 
-def test_lens_cap_and_missing_calibration_are_warnings(port: str) -> None:
+def look_at(port: str, picture: Image) -> dict[str, Result]:
+    """The checks, with a camera that shows one picture."""
     feed, stop = FrameFeed(), threading.Event()
     server = CameraServer(feed, dict)
 
     def show() -> None:
         while not stop.wait(0.03):
-            feed.publish(np.full((480, 640, 3), 3, dtype=np.uint8), 90)
+            feed.publish(picture, 90)
 
     thread = threading.Thread(target=show)
     thread.start()
@@ -435,8 +437,21 @@ def test_lens_cap_and_missing_calibration_are_warnings(port: str) -> None:
     stop.set()
     thread.join()
     server.close()
+    return results
+
+
+def test_dim_light_and_missing_calibration_are_warnings(port: str) -> None:
+    dim = np.full((480, 640, 3), 3, dtype=np.uint8)
+    dim[:40] = 60
+    results = look_at(port, dim)
     assert (results["camera"].status, results["frames"].status) == ("OK", "OK")
     assert results["brightness"].status == "WARN"
     assert "lens cap" in results["brightness"].fix
     assert results["view"].status == "WARN"
     assert "hw.camera.projection" in results["view"].detail
+
+
+def test_lens_cap_is_a_failure_and_named(port: str) -> None:
+    results = look_at(port, np.full((480, 640, 3), 3, dtype=np.uint8))
+    assert results["camera"].status == "FAIL"
+    assert "take off the lens cap" in results["camera"].detail
