@@ -44,6 +44,7 @@ ROOT = Path(__file__).parent
 CONFIGS = ROOT / "configs"
 PLANTS = Path("plants")  # beside runs/, where the program was started
 CAMERAS = Path("cameras")  # there, too
+HANDS_OFF = "{} moves for about {:.0f} s. Hands off; Ctrl-C lets it go limp."
 MCAP_MAGIC = b"\x89MCAP"
 WHY_NOT_SYNC = (
     "the servos would stand under torque, their watchdog tripped, while the actor's process learns. "
@@ -341,7 +342,7 @@ def create(run: RunDir, config: RunConfig) -> None:
 # What may change when a run goes on: the schedule, where things are plugged in, what computes.
 MAY_CHANGE = (
     *("train.", "hw.bus.", "hw.patience.", "hw.camera.source"),
-    *("agent.device", "agent.matmul", "agent.cuda_graph"),
+    *("hw.camera.scene", "agent.device", "agent.matmul", "agent.cuda_graph"),
 )
 
 
@@ -746,7 +747,7 @@ def record_plant(args: argparse.Namespace, console: Console) -> Path:
     require_clear(motions, config.dclaw, plans(motions, config.dclaw, config.control_period))
     with open_rig(config, images=False) as rig, bar(console, "moving") as told:
         excitation = Excitation(rig, motions, told)
-        hands_off = f"{name} moves for about {excitation.duration:.0f} s. Hands off; Ctrl-C lets it go limp."
+        hands_off = HANDS_OFF.format(name, excitation.duration)
         console.print(hands_off, highlight=False, soft_wrap=True)
         excitation.record(name).save(path)
     console.print(f"recorded: {path}", highlight=False, soft_wrap=True)
@@ -754,6 +755,29 @@ def record_plant(args: argparse.Namespace, console: Console) -> Path:
 
 
 def command_calibrate(args: argparse.Namespace) -> int:
+    """Measures what the configuration must know of the bench."""
+    ways = {"camera": calibrate_camera, "scene": calibrate_scene}
+    return ways[args.what](args)
+
+
+def calibrate_scene(args: argparse.Namespace) -> int:
+    """Takes the picture by which later starts see whether the camera was moved."""
+    from rich.console import Console
+
+    from calibration import scene
+    from calibration.plant_report import require_writable
+
+    console, config = Console(), rig_settings(args)
+    config = config.model_copy(update={"camera": config.camera.model_copy(update={"scene": None})})
+    path = CAMERAS / f"{Path(args.hw).stem}-scene-{time.strftime('%Y%m%d-%H%M%S')}.yaml"
+    require_writable(path)
+    with open_rig(config, images=True) as rig:
+        console.print(HANDS_OFF.format(args.hw, 5), highlight=False, soft_wrap=True)
+        scene.calibrate_scene(rig, args.hw, path, time.strftime("%Y-%m-%d %H:%M"), console)
+    return 0
+
+
+def calibrate_camera(args: argparse.Namespace) -> int:
     """Measures lens and place of the camera, with a board in somebody's hands or by photographs of it."""
     from rich.console import Console
 

@@ -25,6 +25,7 @@ usage: run_robot.py [COMMAND] [options]                             (no COMMAND 
   calibrate camera: lens and place    --hw H                       (a board in your hand)
             or by earlier photographs --from DIR
             or print that board       --hw H --print-board F
+  calibrate scene: where is it?       --hw H                       (moves; later starts compare)
   motors    list servos at any baud   --hw H                       (nothing moves)
             or give them their ids    --hw H --set-id              (one at a time, by hand)
   emulate   serve an emulated D'Claw  [--link PATH] [--hw H]       (until Ctrl-C)
@@ -135,7 +136,7 @@ class Parser(argparse.ArgumentParser):
         if command == "replay":
             self.add_argument("episode", type=name)
         if command == "calibrate":
-            self.add_argument("what", choices=("camera",))
+            self.add_argument("what", choices=("camera", "scene"))
 
     def error(self, message: str) -> NoReturn:
         """Leaves with code 2 and one line."""
