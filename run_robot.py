@@ -756,7 +756,7 @@ def record_plant(args: argparse.Namespace, console: Console) -> Path:
 
 def command_calibrate(args: argparse.Namespace) -> int:
     """Measures what the configuration must know of the bench."""
-    ways = {"camera": calibrate_camera, "scene": calibrate_scene}
+    ways = {"camera": calibrate_camera, "scene": calibrate_scene, "valve": calibrate_valve}
     return ways[args.what](args)
 
 
@@ -774,6 +774,40 @@ def calibrate_scene(args: argparse.Namespace) -> int:
     with open_rig(config, images=True) as rig:
         console.print(HANDS_OFF.format(args.hw, 5), highlight=False, soft_wrap=True)
         scene.calibrate_scene(rig, args.hw, path, time.strftime("%Y-%m-%d %H:%M"), console)
+    return 0
+
+
+def calibrate_valve(args: argparse.Namespace) -> int:
+    """Finds zero and sign of the valve's encoder by its pointer in the picture."""
+    from rich.console import Console
+
+    from calibration.capture import Keys
+    from calibration.plant_report import require_writable
+    from calibration.valve import SLOW, by_hand, by_servo, fit, publish
+
+    console, config = Console(), rig_settings(args)
+    path = CAMERAS / f"{Path(args.hw).stem}-valve-{time.strftime('%Y%m%d-%H%M%S')}.yaml"
+    require_writable(path)
+    config = config.model_copy(update={"dclaw": config.dclaw.model_copy(update={"object_velocity": SLOW})})
+
+    said = [""]
+
+    def told(news: str) -> None:
+        if news != said[-1]:
+            console.print(news, highlight=False, soft_wrap=True)
+        said[:] = [news]
+
+    with ExitStack() as stack:
+        rig = open_rig(config, images=True)
+        if args.by_hand:
+            stack.callback(rig.close)
+            sightings = by_hand(rig, Keys(sys.stdin), told)
+        else:
+            stack.enter_context(rig)
+            told(HANDS_OFF.format(args.hw, 40))
+            sightings = by_servo(rig, told)
+    found = fit(sightings, config.dclaw.object_offset)
+    publish(found, args.hw, path, time.strftime("%Y-%m-%d %H:%M"), console)
     return 0
 
 
