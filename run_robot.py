@@ -756,8 +756,35 @@ def record_plant(args: argparse.Namespace, console: Console) -> Path:
 
 def command_calibrate(args: argparse.Namespace) -> int:
     """Measures what the configuration must know of the bench."""
-    ways = {"camera": calibrate_camera, "scene": calibrate_scene, "valve": calibrate_valve}
+    ways = {
+        "camera": calibrate_camera,
+        "scene": calibrate_scene,
+        "valve": calibrate_valve,
+        "overlay": show_overlay,
+    }
     return ways[args.what](args)
+
+
+def show_overlay(args: argparse.Namespace) -> int:
+    """Shows the model over the camera's picture, until Ctrl-C; nothing moves."""
+    from rich.console import Console
+
+    from calibration.overlay import Overlay, show
+    from calibration.plant_report import require_writable
+    from robot.clock import SystemClock
+
+    path = CAMERAS / f"{Path(args.hw).stem}-overlay-{time.strftime('%Y%m%d-%H%M%S')}.png"
+    require_writable(path)
+    try:
+        with (
+            suppress(KeyboardInterrupt),  # its usual end
+            closing(open_rig(rig_settings(args), images=True)) as rig,
+            closing(Overlay(rig)) as overlay,
+        ):
+            show(overlay, path, SystemClock(), Console(), lambda: True)
+    except RuntimeError as error:  # no OpenGL
+        raise MissingPart(str(error)) from error
+    return 0
 
 
 def calibrate_scene(args: argparse.Namespace) -> int:

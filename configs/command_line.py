@@ -27,6 +27,7 @@ usage: run_robot.py [COMMAND] [options]                             (no COMMAND 
             or print that board       --hw H --print-board F
   calibrate scene: where is it?       --hw H                       (moves; later starts compare)
   calibrate valve: zero and sign      --hw H [--by-hand]           (turns the valve, or you do)
+  calibrate overlay: model on picture --hw H                       (nothing moves; until Ctrl-C)
   motors    list servos at any baud   --hw H                       (nothing moves)
             or give them their ids    --hw H --set-id              (one at a time, by hand)
   emulate   serve an emulated D'Claw  [--link PATH] [--hw H]       (until Ctrl-C)
@@ -138,7 +139,7 @@ class Parser(argparse.ArgumentParser):
         if command == "replay":
             self.add_argument("episode", type=name)
         if command == "calibrate":
-            self.add_argument("what", choices=("camera", "scene", "valve"))
+            self.add_argument("what", choices=("camera", "scene", "valve", "overlay"))
 
     def error(self, message: str) -> NoReturn:
         """Leaves with code 2 and one line."""

@@ -91,11 +91,12 @@ class CameraServer(ThreadingHTTPServer):
         port: int = 0,
         inject: Callable[[bytes], Mapping[str, Any]] | None = None,
         heal: Callable[[], None] | None = None,
+        page: bytes = PAGE,
     ) -> None:
         super().__init__(("127.0.0.1", port), _CameraHandler)
         self.feed = feed
         self.state = state
-        self.inject, self.heal = inject, heal
+        self.inject, self.heal, self.page = inject, heal, page
         self._thread = threading.Thread(target=self.serve_forever, args=(0.05,), name="http", daemon=True)
         self._thread.start()
 
@@ -126,7 +127,7 @@ class _CameraHandler(BaseHTTPRequestHandler):
         elif self.path == "/state":
             self._send("application/json", json.dumps(self.server.state()).encode())
         elif self.path == "/":
-            self._send("text/html", PAGE)
+            self._send("text/html", self.server.page)
         else:
             self.send_error(404)
 
