@@ -762,7 +762,19 @@ def command_calibrate(args: argparse.Namespace) -> int:
         "valve": calibrate_valve,
         "overlay": show_overlay,
     }
+    check_calibrate(args)
     return ways[args.what](args)
+
+
+def check_calibrate(args: argparse.Namespace) -> None:
+    """Refuses flags of another calibration. Raises ConfigError."""
+    from configs.document import ConfigError
+
+    users = {"from": "camera", "print_board": "camera", "by_hand": "valve"}
+    for word, user in users.items():
+        if getattr(args, word) and args.what != user:
+            flag = f"--{word.replace('_', '-')}"
+            raise ConfigError([f"{flag} is for `calibrate {user}`, not for `calibrate {args.what}`"])
 
 
 def show_overlay(args: argparse.Namespace) -> int:
