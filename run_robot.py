@@ -45,6 +45,7 @@ CONFIGS = ROOT / "configs"
 PLANTS = Path("plants")  # beside runs/, where the program was started
 CAMERAS = Path("cameras")  # there, too
 JOINTS = Path("joints")  # and there
+HANDS_OFF = "{} moves for about {:.0f} s. Hands off; Ctrl-C lets it go limp."
 MCAP_MAGIC = b"\x89MCAP"
 WHY_NOT_SYNC = (
     "the servos would stand under torque, their watchdog tripped, while the actor's process learns. "
@@ -342,7 +343,7 @@ def create(run: RunDir, config: RunConfig) -> None:
 # What may change when a run goes on: the schedule, where things are plugged in, what computes.
 MAY_CHANGE = (
     *("train.", "hw.bus.", "hw.patience.", "hw.camera.source", "hw.camera.health", "hw.camera.record"),
-    *("agent.device", "agent.matmul", "agent.cuda_graph"),
+    *("hw.camera.scene", "agent.device", "agent.matmul", "agent.cuda_graph"),
 )
 
 
@@ -752,7 +753,7 @@ def record_plant(args: argparse.Namespace, console: Console) -> Path:
     require_clear(motions, config.dclaw, plans(motions, config.dclaw, config.control_period))
     with open_rig(config, images=False) as rig, bar(console, "moving") as told:
         excitation = Excitation(rig, motions, told)
-        hands_off = f"{name} moves for about {excitation.duration:.0f} s. Hands off; Ctrl-C lets it go limp."
+        hands_off = HANDS_OFF.format(name, excitation.duration)
         console.print(hands_off, highlight=False, soft_wrap=True)
         excitation.record(name).save(path)
     console.print(f"recorded: {path}", highlight=False, soft_wrap=True)
@@ -760,8 +761,27 @@ def record_plant(args: argparse.Namespace, console: Console) -> Path:
 
 
 def command_calibrate(args: argparse.Namespace) -> int:
-    """Measures something of the rig with somebody's help: its camera, or its joints."""
-    return calibrate_joints(args) if args.what == "joints" else calibrate_camera(args)
+    """Measures what the configuration must know of the bench."""
+    ways = {
+        "camera": calibrate_camera,
+        "joints": calibrate_joints,
+        "scene": calibrate_scene,
+        "valve": calibrate_valve,
+        "overlay": show_overlay,
+    }
+    check_calibrate(args)
+    return ways[args.what](args)
+
+
+def check_calibrate(args: argparse.Namespace) -> None:
+    """Refuses flags of another calibration. Raises ConfigError."""
+    from configs.document import ConfigError
+
+    users = {"from": "camera", "print_board": "camera", "by_hand": "valve"}
+    for word, user in users.items():
+        if getattr(args, word) and args.what != user:
+            flag = f"--{word.replace('_', '-')}"
+            raise ConfigError([f"{flag} is for `calibrate {user}`, not for `calibrate {args.what}`"])
 
 
 def calibrate_joints(args: argparse.Namespace) -> int:
@@ -769,8 +789,6 @@ def calibrate_joints(args: argparse.Namespace) -> int:
     from calibration.joints_session import calibrate_joints as calibrate
     from configs.document import ConfigError
 
-    if getattr(args, "from") or args.print_board:
-        raise ConfigError(["calibrate joints takes neither --from nor --print-board: these are the camera's"])
     config = rig_settings(args)
     if config.kind == "sim":
         way_out = "--hw emulated and --hw dclaw have some"
@@ -781,6 +799,79 @@ def calibrate_joints(args: argparse.Namespace) -> int:
     except FileNotFoundError as error:  # ROBEL's files
         raise MissingPart(str(error)) from error
     return 0 if done else 1
+
+
+def show_overlay(args: argparse.Namespace) -> int:
+    """Shows the model over the camera's picture, until Ctrl-C; nothing moves."""
+    from rich.console import Console
+
+    from calibration.overlay import Overlay, show
+    from calibration.plant_report import require_writable
+    from robot.clock import SystemClock
+
+    path = CAMERAS / f"{Path(args.hw).stem}-overlay-{time.strftime('%Y%m%d-%H%M%S')}.png"
+    require_writable(path)
+    try:
+        with (
+            suppress(KeyboardInterrupt),  # its usual end
+            closing(open_rig(rig_settings(args), images=True)) as rig,
+            closing(Overlay(rig)) as overlay,
+        ):
+            show(overlay, path, SystemClock(), Console(), lambda: True)
+    except RuntimeError as error:  # no OpenGL
+        raise MissingPart(str(error)) from error
+    return 0
+
+
+def calibrate_scene(args: argparse.Namespace) -> int:
+    """Takes the picture by which later starts see whether the camera was moved."""
+    from rich.console import Console
+
+    from calibration import scene
+    from calibration.plant_report import require_writable
+
+    console, config = Console(), rig_settings(args)
+    config = config.model_copy(update={"camera": config.camera.model_copy(update={"scene": None})})
+    path = CAMERAS / f"{Path(args.hw).stem}-scene-{time.strftime('%Y%m%d-%H%M%S')}.yaml"
+    require_writable(path)
+    with open_rig(config, images=True) as rig:
+        console.print(HANDS_OFF.format(args.hw, 5), highlight=False, soft_wrap=True)
+        scene.calibrate_scene(rig, args.hw, path, time.strftime("%Y-%m-%d %H:%M"), console)
+    return 0
+
+
+def calibrate_valve(args: argparse.Namespace) -> int:
+    """Finds zero and sign of the valve's encoder by its pointer in the picture."""
+    from rich.console import Console
+
+    from calibration.capture import Keys
+    from calibration.plant_report import require_writable
+    from calibration.valve import SLOW, by_hand, by_servo, fit, publish
+
+    console, config = Console(), rig_settings(args)
+    path = CAMERAS / f"{Path(args.hw).stem}-valve-{time.strftime('%Y%m%d-%H%M%S')}.yaml"
+    require_writable(path)
+    config = config.model_copy(update={"dclaw": config.dclaw.model_copy(update={"object_velocity": SLOW})})
+
+    said = [""]
+
+    def told(news: str) -> None:
+        if news != said[-1]:
+            console.print(news, highlight=False, soft_wrap=True)
+        said[:] = [news]
+
+    with ExitStack() as stack:
+        rig = open_rig(config, images=True)
+        if args.by_hand:
+            stack.callback(rig.close)
+            sightings = by_hand(rig, Keys(sys.stdin), told)
+        else:
+            stack.enter_context(rig)
+            told(HANDS_OFF.format(args.hw, 40))
+            sightings = by_servo(rig, told)
+    found = fit(sightings, config.dclaw.object_offset)
+    publish(found, args.hw, path, time.strftime("%Y-%m-%d %H:%M"), console)
+    return 0
 
 
 def calibrate_camera(args: argparse.Namespace) -> int:

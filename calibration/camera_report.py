@@ -19,7 +19,7 @@ from calibration.camera import CameraCalibration
 from calibration.capture import Photographs, Progress, Told
 from calibration.coverage import Cell, Coverage
 from calibration.progress import say
-from calibration.recording import write_whole
+from calibration.recording import quoted, write_whole
 from robot.camera import CalibrationRecord, Lens
 
 ENLARGED = 40.0  # times, so that residuals of a tenth of a pixel can be seen in the picture
@@ -160,11 +160,11 @@ def settings(found: CameraCalibration, photographs: Photographs, when: str) -> s
         "    projection:",
         *rows,
         "    calibration:",
-        f"      date: {_quoted(about.date)}",
-        f"      camera: {_quoted(about.camera)}",
+        f"      date: {quoted(about.date)}",
+        f"      camera: {quoted(about.camera)}",
         f"      views: {about.views}",
         f"      error: {about.error:g}  # px rms",
-        f"      sha256: {_quoted(about.sha256)}",
+        f"      sha256: {quoted(about.sha256)}",
     ]
     return "\n".join(lines) + "\n"
 
@@ -188,11 +188,6 @@ def _lens(lens: Lens) -> Iterator[str]:
     yield f"      focal: [{lens.focal[0]:.7g}, {lens.focal[1]:.7g}]  # px"
     yield f"      centre: [{lens.centre[0]:.7g}, {lens.centre[1]:.7g}]  # px"
     yield f"      distortion: [{', '.join(f'{term:.7g}' for term in lens.distortion)}]  # k1, k2, p1, p2, k3"
-
-
-def _quoted(text: str) -> str:
-    """Text in YAML that nothing in it can end."""
-    return "'" + text.replace("'", "''") + "'"
 
 
 def draw(found: CameraCalibration, path: Path) -> None:

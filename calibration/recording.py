@@ -161,6 +161,11 @@ def _not_numbers(motion: Motion) -> Iterator[str]:
             yield f"its {key.replace('_', ' ')} run backwards"
 
 
+def quoted(text: str) -> str:
+    """Text in YAML that nothing in it can end."""
+    return "'" + text.replace("'", "''") + "'"
+
+
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Lets `write` fill a temporary file that then gets its name: nobody ever sees half of it.
 

@@ -26,6 +26,9 @@ usage: run_robot.py [COMMAND] [options]                             (no COMMAND 
             or by earlier photographs --from DIR
             or print that board       --hw H --print-board F
             joints: zeros and stops   --hw H                       (the fingers in your hands)
+            valve: zero and sign      --hw H [--by-hand]           (turns the valve, or you do)
+            scene: where is it?       --hw H                       (moves; later starts compare)
+            overlay: model on picture --hw H                       (nothing moves; until Ctrl-C)
   motors    list servos at any baud   --hw H                       (nothing moves)
             or give them their ids    --hw H --set-id              (one at a time, by hand)
   emulate   serve an emulated D'Claw  [--link PATH] [--hw H]       (until Ctrl-C)
@@ -105,6 +108,7 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {  # flag -> the commands that ta
     "--fix": ("check", {"action": "store_true"}),
     "--from": ("identify calibrate", {"type": name}),
     "--print-board": ("calibrate", {"type": name}),
+    "--by-hand": ("calibrate", {"action": "store_true"}),
     "--set-id": ("motors", {"action": "store_true"}),
     "--link": ("emulate", {"type": name}),
 }
@@ -136,7 +140,7 @@ class Parser(argparse.ArgumentParser):
         if command == "replay":
             self.add_argument("episode", type=name)
         if command == "calibrate":
-            self.add_argument("what", choices=("camera", "joints"))
+            self.add_argument("what", choices=("camera", "joints", "scene", "valve", "overlay"))
 
     def error(self, message: str) -> NoReturn:
         """Leaves with code 2 and one line."""

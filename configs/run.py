@@ -109,13 +109,21 @@ def _joints_and_time(task: RobotTaskConfig, hw: RigConfig) -> Iterator[Problem]:
         yield Problem("task.period", f"this rig needs at least {hw.control_period:g} s per step")
     if isinstance(task, PoseConfig):
         yield from _within_reach(task, hw)
-    if isinstance(task, ValveConfig) and task.cue == "pointer" and dclaw.guide_id is None:
-        yield Problem("hw.dclaw.guide_id", "is needed to show the goal by a guide servo (task.cue: pointer)")
+    if isinstance(task, ValveConfig) and task.cue == "pointer":
+        yield from _guide(hw)
     if 2 * period > dclaw.watchdog:
         limit = f"the servos stop after {dclaw.watchdog:g} s without a command"
         yield Problem(
             "task.period", f"{limit} (hw.dclaw.watchdog), so a step can take {dclaw.watchdog / 2:g} s"
         )
+
+
+def _guide(hw: RigConfig) -> Iterator[Problem]:
+    """What showing the goal by a guide servo needs."""
+    if hw.kind != "real":
+        yield Problem("task.cue", f"the {hw.kind} D'Claw has no guide servo (pointer): dot, vector or none")
+    elif hw.dclaw.guide_id is None:
+        yield Problem("hw.dclaw.guide_id", "is needed to show the goal by a guide servo (task.cue: pointer)")
 
 
 def _within_reach(task: PoseConfig, hw: RigConfig) -> Iterator[Problem]:

@@ -16,7 +16,15 @@ import cv2
 import numpy as np
 from cv2.typing import MatLike
 
-from robot.camera_settings import CalibrationRecord, CameraConfig, ControlName, Lens, Row, crop_box
+from robot.camera_settings import (
+    CalibrationRecord,
+    CameraConfig,
+    ControlName,
+    Lens,
+    Row,
+    SceneRecord,
+    crop_box,
+)
 from robot.delivery import Delivery, deliver, delivered_projection
 from robot.frame_health import FrameHealth, Sharpness, StrictJpeg
 from robot.types import (
@@ -43,6 +51,7 @@ __all__ = [
     "Lens",
     "OpenCvCamera",
     "Row",
+    "SceneRecord",
     "check_calibrated",
     "crop_box",
     "deliver",

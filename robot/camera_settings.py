@@ -43,6 +43,18 @@ class CalibrationRecord(Config):
     sha256: str  # of the corners seen, the board and its place: the same for the same measurement
 
 
+class SceneRecord(Config):
+    """A picture of what the camera saw when it was where it should be, and how the robot stood then."""
+
+    path: str  # of a PNG
+    sha256: str  # of that file
+    date: str
+    camera: str  # as `CalibrationRecord.camera`
+    resolution: tuple[PositiveInt, PositiveInt]  # (width, height) px
+    joints: tuple[float, ...]  # rad
+    valve: float  # rad
+
+
 class CameraConfig(Config):
     """Where frames come from, from when on they are none, and what the agent sees of them."""
 
@@ -65,6 +77,7 @@ class CameraConfig(Config):
     projection: tuple[Row, Row, Row] | None = None
     lens: Lens | None = None  # what it bends is straightened in the delivered image; None: nothing is
     calibration: CalibrationRecord | None = None  # where projection and lens come from
+    scene: SceneRecord | None = None  # what is compared at each start: was the camera moved since?
 
     @property
     def is_stream(self) -> bool:

@@ -21,15 +21,26 @@ from serial.tools import list_ports
 from robot import registers as reg
 from robot.bus import BusConfig, SerialBus
 from robot.calibrated import CALIBRATE, mismatches
-from robot.camera import OpenCvCamera
+from robot.camera import OpenCvCamera, SceneRecord
 from robot.clock import SystemClock
 from robot.dynamixel import DynamixelRobot
 from robot.motors import EVERYWHERE, Motor, Range, Tell, ask_each, listed, search
 from robot.registers import CYCLE, INDIRECT_ADDRESSES, Register, servo_name
-from robot.rig import CAMERA, RigConfig, build, emulate
+from robot.rig import CAMERA, RigConfig, build, camera_drift, emulate
+from robot.scene import Untold, several
 from robot.settings import Difference, ServoTable
 from robot.sim import SimPlant
-from robot.types import BusFault, CameraFault, Fault, Floats, PortLost, ServoSilent, ValveGeometry
+from robot.types import (
+    BusFault,
+    CameraFault,
+    Fault,
+    Floats,
+    Image,
+    PortLost,
+    Robot,
+    ServoSilent,
+    ValveGeometry,
+)
 from robot.world import find_robel
 
 Status = Literal["OK", "WARN", "FAIL"]
@@ -137,6 +148,8 @@ def inspect(config: RigConfig, options: Options, tell: Tell = _silently) -> Iter
         yield from _port_and_servos(config, options, tell)
         tell("looking through the cameras")
         yield from _cameras(config)
+        if config.camera.scene is not None:
+            yield _scene(config, config.camera.scene)
 
 
 def _disk(folder: Path) -> Result:
@@ -166,6 +179,8 @@ def _simulation(config: RigConfig) -> Iterator[Result]:
     state = rig.snapshot_without_images()
     yield Result("plant", "OK", f"{state.joints.position.size} joints, {speed:.0f} times real time")
     yield _rendering(plant)
+    if config.camera.scene is not None:
+        yield _drift(rig.config, config.camera.scene, rig.robot, rig.pictures)
     rig.close()
 
 
@@ -656,6 +671,34 @@ def _view(name: str, camera: OpenCvCamera) -> Result:
         return Result(_of("view", name), "OK", "the whole valve is in the image")
     fix = "point the camera at the valve, or correct hw.camera.projection and .crop"
     return Result(_of("view", name), "WARN", "the valve's rim is partly outside of the image", fix)
+
+
+def _scene(config: RigConfig, scene: SceneRecord) -> Result:
+    """Whether the camera still is where its reference picture was taken."""
+    clock = SystemClock()
+    try:
+        with (
+            closing(SerialBus(config.bus, clock)) as bus,
+            closing(OpenCvCamera(config.camera, clock)) as camera,
+        ):
+            robot = DynamixelRobot(bus, config.dclaw, clock)
+            return _drift(config, scene, robot, lambda count: several(camera, clock, count))
+    except Fault as fault:
+        return Result("scene", "WARN", f"not compared: {fault}")
+
+
+def _drift(
+    config: RigConfig, scene: SceneRecord, robot: Robot, pictures: Callable[[int], list[Image]]
+) -> Result:
+    try:
+        found = camera_drift(config, scene, robot, pictures)
+    except BusFault as fault:
+        return Result("scene", "WARN", f"not compared, where the fingers are is unknown: {fault}")
+    except CameraFault as fault:
+        return Result("scene", "FAIL", str(fault))
+    if isinstance(found, Untold):
+        return Result("scene", "WARN", f"whether the camera was moved cannot be told: {found.reason}")
+    return Result("scene", "OK", f"the camera is where it was on {scene.date}: {found.text}")
 
 
 def _project(projection: Floats, angles: Floats) -> Floats:

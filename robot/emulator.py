@@ -25,6 +25,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Self
 
+import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 from rich.console import Console
 

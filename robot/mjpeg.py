@@ -111,11 +111,12 @@ class CameraServer(ThreadingHTTPServer):
         inject: Callable[[bytes], Mapping[str, Any]] | None = None,
         heal: Callable[[], None] | None = None,
         hold: Callable[[bytes], Mapping[str, Any]] | None = None,
+        page: bytes = PAGE,
     ) -> None:
         super().__init__(("127.0.0.1", port), _CameraHandler)
         self.feed = feed
         self.state = state
-        self.heal = heal
+        self.heal, self.page = heal, page
         self.posts = {"/faults": inject, "/hands": hold}
         self._thread = threading.Thread(target=self.serve_forever, args=(0.05,), name="http", daemon=True)
         self._thread.start()
@@ -147,7 +148,7 @@ class _CameraHandler(BaseHTTPRequestHandler):
         elif self.path == "/state":
             self._send("application/json", json.dumps(self.server.state()).encode())
         elif self.path == "/":
-            self._send("text/html", PAGE)
+            self._send("text/html", self.server.page)
         else:
             self.send_error(404)
 

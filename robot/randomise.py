@@ -26,7 +26,7 @@ from pydantic import (
 )
 
 from robot.types import Config, Floats, Image, Snapshot
-from robot.world import FLOOR_TEXTURE, JOINTS, VALVE_JOINT, CameraPose, pointer_geom
+from robot.world import FLOOR_TEXTURE, JOINTS, VALVE_JOINT, CameraPose, blotch, pointer_geom
 
 PREFIX = "sim."  # before the names of a draw among an episode's parameters
 LUCK = "luck"  # the draw's own seed, of what varies within the episode
@@ -309,6 +309,7 @@ class Variation:
         self._arrays: tuple[NDArray[Any], ...] = (
             *(model.dof_damping, model.dof_frictionloss, model.geom_friction, model.body_pos),
             *(model.geom_rgba, model.site_rgba, model.light_diffuse, model.vis.headlight.ambient),
+            model.tex_data,
         )
         self._nominal = [array.copy() for array in self._arrays]
         self._joints = np.array([model.joint(name).dofadr[0] for name in JOINTS])
@@ -345,16 +346,8 @@ class Variation:
         if (lamps := draw.numbers("light")) is not None:
             model.light_diffuse *= lamps[: model.nlight, None]
         model.vis.headlight.ambient *= draw.number("ambient", 1.0)
-        if self._blotched:
-            self._blotch(draw.number("floor_texture", 0.0), draw.luck(TEXTURE))
-
-    def _blotch(self, contrast: float, luck: np.random.Generator) -> None:
-        """Darkens the floor's texture here and there by up to `contrast`, in blotches of two sizes."""
-        texture = self._model.texture(FLOOR_TEXTURE)
-        side = int(texture.width[0])
-        coarse, fine = (np.kron(luck.random((n, n)), np.ones((side // n, side // n))) for n in (8, side // 2))
-        shade = 255 * (1 - contrast * (coarse + fine) / 2)
-        texture.data[...] = np.repeat(shade.ravel(), 3).reshape(texture.data.shape).astype(np.uint8)
+        if self._blotched and "floor_texture" in draw.values:
+            blotch(model, draw.number("floor_texture", 0.0), draw.luck(TEXTURE))
 
     def _write(self, draw: Draw, name: str, array: NDArray[Any], index: Any) -> None:
         if (numbers := draw.numbers(name)) is not None:

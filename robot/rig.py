@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import select
 import subprocess
@@ -19,7 +20,7 @@ from numpy.random import Generator
 from pydantic import Field, field_validator
 
 from robot.bus import BusConfig, SerialBus
-from robot.camera import CameraConfig, OpenCvCamera, crop_box
+from robot.camera import CameraConfig, OpenCvCamera, SceneRecord, crop_box, identity
 from robot.clock import SystemClock
 from robot.collision import FingerClearance
 from robot.dynamixel import DynamixelRobot
@@ -30,6 +31,17 @@ from robot.patience import PatienceConfig
 from robot.randomise import Draw
 from robot.recording import Recorder
 from robot.sawyer import SawyerConfig, SawyerPlant, SawyerRobot
+from robot.scene import (
+    AVERAGED,
+    Drift,
+    SceneCheckConfig,
+    Untold,
+    View,
+    averaged,
+    check_scene,
+    reference,
+    several,
+)
 from robot.settings import DynamixelConfig
 from robot.sim import SimConfig, SimPlant
 from robot.types import Camera, CameraFault, Clock, Config, Fault, Image, PortLost, Robot, Snapshot
@@ -60,6 +72,7 @@ class RigConfig(Config):
     emulator: EmulatorConfig = EmulatorConfig()
     patience: PatienceConfig = PatienceConfig()
     valve_check: ValveCheckConfig = ValveCheckConfig()
+    scene_check: SceneCheckConfig = SceneCheckConfig()
 
     @field_validator("cameras")
     @classmethod
@@ -114,6 +127,10 @@ def _unchecked(snapshot: Snapshot) -> None:
     pass
 
 
+def _no_pictures(count: int) -> list[Image]:
+    raise CameraFault("this rig was built without a camera")
+
+
 @dataclass
 class Rig:
     """Robot, cameras and clock of one bench, opened together and closed together.
@@ -135,6 +152,8 @@ class Rig:
     perceived: Callable[[Snapshot], Snapshot] = _clearly  # what an agent is told of a reading
     check: Callable[[Snapshot], None] = _unchecked  # holds a control step's reading against what cameras see
     recorders: tuple[Recorder, ...] = ()  # of the cameras whose captured frames are kept
+    # So many pictures of all that the camera captures, (H, W, 3) uint8 RGB, for what is done at a start.
+    pictures: Callable[[int], list[Image]] = _no_pictures
     resources: ExitStack = field(default_factory=ExitStack)
 
     @property
@@ -152,6 +171,21 @@ class Rig:
         """A fresh reading alone. Raises BusFault."""
         state = self.robot.read()
         return Snapshot(state.time, state.joints, state.object, {}, state.health)
+
+    def view(self) -> View:
+        """All that the camera captures, of little noise, and how the robot stands. Raises Fault."""
+        return whole_view(self.robot, self.pictures)
+
+    def check_camera(self) -> None:
+        """Holds the camera's place against that of `hw.camera.scene`; nothing where there is none.
+
+        What cannot be told is an event, "scene-unseen". Raises CameraMoved, CameraFault, BusFault.
+        """
+        if self.config.camera.scene is None or not self.cameras:
+            return
+        found = camera_drift(self.config, self.config.camera.scene, self.robot, self.pictures)
+        if isinstance(found, Untold):
+            self.events.emit("scene-unseen", f"whether the camera was moved cannot be told: {found.reason}")
 
     def describe(self) -> dict[str, Any]:
         """What a log must hold to be understood without this machine, as plain data."""
@@ -188,6 +222,7 @@ class Rig:
 
     def __enter__(self) -> Self:
         try:
+            self.check_camera()  # before anything moves
             self.resources.enter_context(self.robot)
             if self.realtime:  # in simulation no time passes while the program computes
                 self.resources.enter_context(kept_alive(self.robot.tend, self.config.dclaw.watchdog / 6))
@@ -249,7 +284,7 @@ def emulate(config: RigConfig, resources: ExitStack, *, cameras: bool = True) ->
         "calibration": None,
         "health": {**config.camera.health.model_dump(), "noise": "on" if config.emulator.noise else "off"},
     }
-    camera = CameraConfig.model_validate({**config.camera.model_dump(), **found})
+    camera = _with(config.camera, found)
     bus = config.bus.model_copy(update={"port": process.ready["port"]})
     return config.model_copy(update={"bus": bus, "camera": camera})
 
@@ -257,6 +292,10 @@ def emulate(config: RigConfig, resources: ExitStack, *, cameras: bool = True) ->
 def _build_simulated(config: RigConfig, *, cameras: bool) -> Rig:
     dclaw = config.dclaw
     plant = SimPlant(config.sim, dclaw.joint_ids, dclaw.object_id, config.camera.size)
+    captured = config.camera.width, config.camera.height
+    # The simulation draws through a perfect lens in the place that its settings say.
+    view = {"projection": config.sim.camera.projection(*captured).tolist(), "lens": None}
+    config = config.model_copy(update={"camera": _with(config.camera, view)})
     resources = ExitStack()
     resources.callback(plant.close)
     events = EventLog(plant)
@@ -272,9 +311,14 @@ def _build_simulated(config: RigConfig, *, cameras: bool) -> Rig:
         randomise=lambda rng: _become(plant, config.sim.randomise.draw(rng)),
         imitate=lambda parameters: _become(plant, Draw.of(parameters)),
         perceived=plant.perceived,
+        pictures=lambda count: [plant.view(captured, math.inf).image for _ in range(count)],
         check=_valve_check(config, plant, NO_LIMIT, events) if cameras else _unchecked,
         resources=resources,
     )
+
+
+def _with(camera: CameraConfig, found: Mapping[str, Any]) -> CameraConfig:
+    return CameraConfig.model_validate({**camera.model_dump(), **found})
 
 
 def _become(plant: SimPlant, draw: Draw) -> Mapping[str, float]:
@@ -349,7 +393,30 @@ def _build_wired(config: RigConfig, resources: ExitStack, *, cameras: bool) -> R
         bus.statistics,
         check=check,
         recorders=tuple(recorders.values()),
+        pictures=lambda count: several(front, clock, count),
     )
+
+
+def whole_view(robot: Robot, pictures: Callable[[int], list[Image]]) -> View:
+    """All that a camera captures, of little noise, and how the robot stands. Raises Fault."""
+    state = robot.read()
+    return View(averaged(pictures(AVERAGED)), state.joints.position, float(state.object.position[0]))
+
+
+def camera_drift(
+    config: RigConfig, scene: SceneRecord, robot: Robot, pictures: Callable[[int], list[Image]]
+) -> Drift | Untold:
+    """How far the camera is from where it was when a reference was taken, or why nobody can tell.
+
+    Raises CameraMoved beyond `hw.scene_check`, CameraFault, BusFault.
+    """
+    before = reference(config.camera, scene, camera_name(config))
+    return check_scene(config.camera, config.scene_check, before, whole_view(robot, pictures))
+
+
+def camera_name(config: RigConfig) -> str:
+    """Which camera a rig has, by what does not change from start to start."""
+    return identity(config.camera.source) if config.kind == "real" else config.kind
 
 
 def _valve_check(

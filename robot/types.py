@@ -247,6 +247,12 @@ class FilmOver(CameraFault):
     name = "film-over"
 
 
+class CameraMoved(CameraFault):
+    """The camera is not where it was when its reference picture was taken."""
+
+    name = "camera-moved"
+
+
 class MotionFault(Fault):
     """A motion did not arrive: a finger is blocked, a valve is jammed."""
 

@@ -11,7 +11,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from pydantic import Field, PositiveInt
@@ -107,6 +107,7 @@ def _middle(angles: Floats) -> float:
     return math.remainder(around + float(np.median(turned)), math.tau)
 
 
+@runtime_checkable
 class SharpCamera(Protocol):
     """A camera that has more to show than what it delivers to the agent."""
 

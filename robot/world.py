@@ -32,6 +32,7 @@ JOINTS = ("FFJ10", "FFJ11", "FFJ12", "MFJ20", "MFJ21", "MFJ22", "THJ30", "THJ31"
 COLLISION_GROUP = 4
 TESTED_MUJOCO = ((3, 17), (4, 0))  # major and minor version: from, below
 FLOOR_TEXTURE = "floor"
+PATTERN = 0  # which blotches a table has whose looks are not drawn
 _UNDRAWN = ("skybox", "texplane", "tmark", "S_grasp")
 _STL_FACE = np.dtype([("normal", "<f4", 3), ("vertices", "<f4", (3, 3)), ("attribute", "<u2")])
 _LEADING_COMMENT = re.compile(r"\A\s*(<!--.*?-->\s*)+", re.DOTALL)
@@ -59,6 +60,8 @@ class WorldConfig(Config):
     valve_friction_loss: NonNegativeFloat = 0.0  # Nm, dry friction in the valve's joint
     geoms: Literal["fast", "meshes"] = "fast"  # collision primitives, or the decimated visual meshes
     mesh_cell: PositiveFloat = 0.002  # m: vertices closer than this are merged in "meshes"
+    # Contrast of blotches on the table, as of wood or paper: by a plain table no camera's place can be told.
+    floor_texture: float = Field(0.0, ge=0, le=1)
     shadows: bool = False
     msaa: Literal[0, 2, 4, 8] = 0  # samples per pixel
 
@@ -132,6 +135,7 @@ def dclaw_model(config: WorldConfig, *, floor_texture: bool = False) -> mujoco.M
     check_mujoco()
     path = find_robel() / SCENE
     tree = _read(path)
+    floor_texture = floor_texture or config.floor_texture > 0
     _drop_overlay(tree)
     _drop_unseen(tree, config.geoms)
     _add_valve_servo(tree)
@@ -142,7 +146,18 @@ def dclaw_model(config: WorldConfig, *, floor_texture: bool = False) -> mujoco.M
     _paint(model, config)
     if floor_texture:
         model.geom_matid[model.geom("floor").id] = model.material(FLOOR_TEXTURE).id
+    if config.floor_texture:
+        blotch(model, config.floor_texture, np.random.default_rng(PATTERN))
     return model
+
+
+def blotch(model: mujoco.MjModel, contrast: float, luck: np.random.Generator) -> None:
+    """Darkens the floor's texture here and there by up to `contrast`, in blotches of two sizes."""
+    texture = model.texture(FLOOR_TEXTURE)
+    side = int(texture.width[0])
+    coarse, fine = (np.kron(luck.random((n, n)), np.ones((side // n, side // n))) for n in (8, side // 2))
+    shade = 255 * (1 - contrast * (coarse + fine) / 2)
+    texture.data[...] = np.repeat(shade.ravel(), 3).reshape(texture.data.shape).astype(np.uint8)
 
 
 def _read(path: Path) -> Element:

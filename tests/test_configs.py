@@ -613,6 +613,9 @@ def test_every_value_of_the_bench_file_is_explained() -> None:
         (["agent.window=100000"], "agent.window: a window of 100000 steps does not fit into the 10000 random steps to begin with"),
         (["hw.camera.fps=8"], "hw.camera.fps: no frame would be fresh enough: a step takes 0.1 s"),
         (["hw.camera.projection=null"], "hw.camera.projection: is needed to draw the goal into the image (task.cue: dot)"),
+        (["task.cue=pointer"], "hw.dclaw.guide_id: is needed to show the goal by a guide servo (task.cue: pointer)"),
+        (["task.cue=pointer", "hw.kind=sim"], "task.cue: the sim D'Claw has no guide servo (pointer): dot, vector or none"),
+        (["task.cue=pointer", "hw.kind=emulated"], "task.cue: the emulated D'Claw has no guide servo (pointer): dot, vector or none"),
         (["train.replay_capacity=5000"], "train.replay_capacity: holds less than the 10000 random steps to begin with"),
     ],
 )  # fmt: skip

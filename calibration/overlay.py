@@ -1,0 +1,158 @@
+"""The simulated robot over the camera's picture, at the measured angles: where they part, something lies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import mujoco
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Pictures
+from rich.console import Console
+
+from calibration.recording import write_whole
+from robot.camera import CameraConfig
+from robot.canvas import Canvas
+from robot.mjpeg import CameraServer, FrameFeed
+from robot.place import Place
+from robot.rig import Rig
+from robot.types import CameraFault, Clock, Floats, Image
+from robot.world import COLLISION_GROUP, JOINTS, VALVE_JOINT, WorldConfig, dclaw_model
+
+NEAR, FAR = 0.02, 10.0  # m, what is drawn
+SHARE = 0.45  # of the drawn robot in what is shown
+OUTLINE = (0, 255, 255)  # no part of a D'Claw has this colour
+PERIOD = 0.2  # s between two pictures of the page
+QUALITY = 85
+PAGE = b"""<!doctype html><title>Overlay</title><img src="/cam.mjpg" width="960">
+<p>The model, half transparent and outlined, over the picture. They must lie on each other.
+<a href="/state">joint angles</a></p>"""
+
+
+class Ghost:
+    """Draws the model's robot as a camera of any projection sees it; all calls must come from one thread."""
+
+    def __init__(self, place: Place, size: tuple[int, int], world: WorldConfig) -> None:
+        """size: (width, height) px. Raises RuntimeError without OpenGL, FileNotFoundError without models."""
+        self._model = dclaw_model(world)
+        self._model.geom_rgba[self._model.geom("floor").id, 3] = 0
+        self._data = mujoco.MjData(self._model)
+        self._qpos = np.array([self._model.joint(name).qposadr[0] for name in (*JOINTS, VALVE_JOINT)])
+        self._scene = mujoco.MjvScene(self._model, maxgeom=1000)
+        self._option = mujoco.MjvOption()
+        groups = (0, 1, 2) if world.geoms == "meshes" else (0, COLLISION_GROUP)
+        self._option.geomgroup[:] = [group in groups for group in range(6)]
+        self._option.sitegroup[:] = 0
+        self._place, self._size = place, size
+        self._canvas = Canvas(self._model, *size)
+
+    def draw(self, joints: Floats, valve: float) -> tuple[Image, NDArray[np.bool_]]:
+        """The robot (H, W, 3) uint8 RGB at joints (J,) and valve rad, and the pixels (H, W) that it fills."""
+        self._data.qpos[self._qpos] = [*joints, valve]
+        mujoco.mj_kinematics(self._model, self._data)
+        mujoco.mj_camlight(self._model, self._data)
+        mujoco.mjv_updateScene(
+            self._model,
+            self._data,
+            self._option,
+            None,
+            mujoco.MjvCamera(),
+            mujoco.mjtCatBit.mjCAT_ALL,
+            self._scene,
+        )
+        self._aim()
+        image = self._canvas.draw(self._scene)
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = 1
+        filled = np.asarray(self._canvas.draw(self._scene).any(axis=2))
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = 0
+        return image, filled
+
+    def close(self) -> None:
+        """Frees the OpenGL context."""
+        self._canvas.close()
+
+    def _aim(self) -> None:
+        """Through the lens's matrix: its centre need not be the image's, nor its pixels square."""
+        (fx, _, cx), (_, fy, cy), _ = self._place.matrix
+        width, height = self._size
+        left, right = NEAR * (-0.5 - cx) / fx, NEAR * (width - 0.5 - cx) / fx
+        for eye in self._scene.camera:  # of a pair for stereo, whose mean is drawn
+            eye.pos[:], eye.forward[:] = self._place.position, self._place.rotation[2]
+            eye.up[:] = -self._place.rotation[1]
+            eye.frustum_center, eye.frustum_width = (left + right) / 2, (right - left) / 2
+            eye.frustum_top, eye.frustum_bottom = NEAR * (cy + 0.5) / fy, NEAR * (cy + 0.5 - height) / fy
+            eye.frustum_near, eye.frustum_far = NEAR, FAR
+
+
+def ghost_of(rig: Rig) -> Ghost:
+    """The ghost for a rig's camera. Raises CameraFault without a projection, RuntimeError without OpenGL."""
+    camera, sim = rig.config.camera, rig.config.sim
+    if camera.projection is None:
+        raise CameraFault(
+            f"{camera.source} has no projection to look at the model through: `run_robot.py calibrate "
+            "camera` measures it"
+        )
+    geoms = "meshes" if rig.config.kind == "real" else sim.geoms
+    world = WorldConfig(geoms=geoms)
+    return Ghost(Place.of(np.array(camera.projection)), (camera.width, camera.height), world)
+
+
+def laid_over(picture: Image, camera: CameraConfig, robot: Image, filled: NDArray[np.bool_]) -> Image:
+    """The straightened picture with the drawn robot half transparent over it, and its outline."""
+    if camera.lens is not None:
+        bent = np.array(camera.lens.distortion)
+        picture = np.asarray(cv2.undistort(picture, camera.lens.matrix, bent), np.uint8)
+    shown = picture.copy()
+    shown[filled] = np.rint((1 - SHARE) * picture[filled] + SHARE * robot[filled])
+    inside = filled.astype(np.uint8)
+    shown[cv2.morphologyEx(inside, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0] = OUTLINE
+    return shown
+
+
+class Overlay:
+    """What a limp rig's camera shows, with the model over it."""
+
+    def __init__(self, rig: Rig) -> None:
+        """Raises CameraFault, RuntimeError."""
+        self._rig, self._ghost = rig, ghost_of(rig)
+        self._state: dict[str, Any] = {}
+
+    def image(self) -> Image:
+        """The newest picture with the robot at its present angles. Raises Fault."""
+        (picture,) = self._rig.pictures(1)
+        state = self._rig.robot.read()
+        valve = float(state.object.position[0])
+        self._state = {"joints": state.joints.position.tolist(), "valve": valve}
+        return laid_over(picture, self._rig.config.camera, *self._ghost.draw(state.joints.position, valve))
+
+    def state(self) -> dict[str, Any]:
+        """The joint angles and the valve's, rad, of the latest picture."""
+        return self._state
+
+    def close(self) -> None:
+        """Frees the OpenGL context."""
+        self._ghost.close()
+
+
+def show(
+    overlay: Overlay, path: Path, clock: Clock, console: Console, go_on: Callable[[], bool], port: int = 0
+) -> None:
+    """Writes one picture, then serves a page with ever newer ones for as long as `go_on` says.
+
+    clock: the page's, of a person's time. Raises Fault, OSError.
+    """
+    feed = FrameFeed()
+    server = CameraServer(feed, overlay.state, port, page=PAGE)
+    try:
+        first = Pictures.fromarray(overlay.image())
+        write_whole(path, lambda temporary: first.save(temporary, "PNG"))
+        for line in (f"picture   {path}", f"live      {server.url}  (until Ctrl-C)"):
+            console.print(line, highlight=False, soft_wrap=True)
+        while go_on():
+            feed.publish(overlay.image(), QUALITY)
+            clock.sleep_until(clock.now() + PERIOD)
+    finally:
+        server.close()
