@@ -127,6 +127,7 @@ def test_a_full_disk_is_told_once_and_ends_the_recording_alone(tmp_path: Path) -
         time.sleep(0)
         if told.events:
             break
+    wait_until(lambda: bool(told.events))  # while it films, not when it is over
     recorder.end()
     recorder.begin(tmp_path / "next")
     recorder.take(SCENE, 5000.0)
