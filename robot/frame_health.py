@@ -79,10 +79,15 @@ class FrameHealth:
                 "again (hw.camera.health.noise: off, if its pictures have no noise)"
             )
         self._repeats = 0
-        # A decoder that runs out of data fills the rest of a picture with the last colour.
+        # A decoder that runs out of data fills the rest of a picture with the last colour. What is dark or
+        # bright may be so by itself: JPEGs have no noise in shadows, and bars beside smaller pictures none.
         tail = captured[-TAIL:]
-        if 0 < int(tail[0, 0].max()) < 255 and (tail == tail[0, 0]).all():
-            raise TornFrame("sends pictures whose lower part is missing: another cable or USB port, no hub")
+        lit = self._config.black < int(tail[0, 0].max()) and int(tail[0, 0].min()) < self._config.white
+        if lit and (tail == tail[0, 0]).all():
+            raise TornFrame(
+                "sends pictures whose lower part is missing: another cable or USB port, no hub "
+                "(hw.camera.health.noise: off, if that part is of one colour by itself)"
+            )
 
 
 class Arrivals:
@@ -129,13 +134,13 @@ class StrictJpeg:
 
         try:
             (frame,) = self._codec.decode(av.Packet(data))
+            return frame.to_ndarray(format="bgr24")
         except (av.error.FFmpegError, ValueError) as error:
             self._codec = _mjpeg()
             raise TornFrame(
                 "sends damaged pictures: another cable or port, a better network "
                 f"({type(error).__name__}, {len(data)} bytes)"
             ) from None
-        return frame.to_ndarray(format="bgr24")
 
 
 def _mjpeg() -> VideoCodecContext:

@@ -148,6 +148,16 @@ def test_lower_part_of_one_colour_is_a_torn_picture() -> None:
     FrameHealth(HealthConfig(), noisy=False).judge(torn, deliver(torn, config("fake")))  # a plain table
 
 
+@pytest.mark.parametrize("shade", [3, 16, 252])
+def test_dim_scene_with_a_shadow_or_a_bar_below_is_a_frame(shade: int) -> None:
+    """A sensor's noise does not get through a JPEG there."""
+    health = FrameHealth(HealthConfig(), noisy=True)
+    for _ in range(3):
+        dim = np.clip(noisy(sigma=1.0) // 6 + 2, 0, 255).astype(np.uint8)
+        dim[-32:] = shade
+        health.judge(dim, deliver(dim, config("fake")))
+
+
 @given(st.integers(30, 225), st.floats(0, 4), st.floats(0.05, 0.95))
 @settings(max_examples=40, deadline=None)
 def test_pictures_with_anything_lit_in_them_are_frames(value: int, sigma: float, lit: float) -> None:
