@@ -26,7 +26,7 @@ from robot.camera_settings import (
     crop_box,
 )
 from robot.delivery import Delivery, deliver, delivered_projection
-from robot.frame_health import FrameHealth, Sharpness, StrictJpeg
+from robot.frame_health import Arrivals, FrameHealth, Sharpness, StrictJpeg
 from robot.types import (
     BlackFrame,
     CameraFault,
@@ -302,7 +302,7 @@ class OpenCvCamera:
         self._frame: Frame | None = None
         self._captured: MatLike | None = None  # BGR; each capture makes a new one
         self._problem: CameraFault | None = None  # of what came after the newest frame
-        self._lost = 0
+        self._lost = self._late = 0
         self._unfit = Counter({kind.name: 0 for kind in UNFIT})
         self._thread = threading.Thread(target=self._run, name=f"camera {config.source}", daemon=True)
         self._thread.start()
@@ -375,11 +375,16 @@ class OpenCvCamera:
         return np.ascontiguousarray(captured[:, :, ::-1], dtype=np.uint8)
 
     def statistics(self) -> dict[str, float]:
-        """Frames received, pictures that were none by the name of their fault, times the source was lost."""
+        """Frames received, times the source was lost, pictures that came late or were none by their fault."""
         with self._lock:
             frames = self._frame.sequence + 1 if self._frame else 0
             unfit = {name.replace("-", "_"): float(count) for name, count in self._unfit.items()}
-            return {"frames": float(frames), "lost": float(self._lost), **unfit}
+            return {
+                "frames": float(frames),
+                "lost": float(self._lost),
+                "late": float(self._late),
+                **unfit,
+            }
 
     def close(self) -> None:
         """Stops the capture and releases the device. Never raises, may be repeated."""
@@ -411,21 +416,26 @@ class OpenCvCamera:
         except CameraFault as fault:
             self._note(fault)
             return
+        arrivals = Arrivals()
         try:
             while not self._stop.is_set():
-                self._take(capture)
+                self._take(capture, arrivals)
         except (CameraFault, cv2.error) as fault:
             self._note(fault if isinstance(fault, CameraFault) else CameraFault(str(fault)))
         finally:
             capture.release()
 
-    def _take(self, capture: Capture) -> None:
+    def _take(self, capture: Capture, arrivals: Arrivals) -> None:
         """Waits for one picture and publishes it if it is a sight. Raises CameraFault when there is none."""
+        asked = self._clock.now()
         if not capture.grab():
             raise CameraFault(f"{self.config.source} stopped sending frames")
-        time = self._clock.now() - self.config.delay  # before decoding: the nearest to the exposure
+        came = self._clock.now()  # before decoding: the nearest to the exposure
+        if not arrivals.fresh(asked, came):
+            self._late += 1
+            return
         try:
-            self._publish(capture, time)
+            self._publish(capture, came - self.config.delay)
         except UnfitFrame as fault:
             self._refuse(fault)
 

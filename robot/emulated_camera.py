@@ -83,7 +83,8 @@ class CameraSignal:
     def _damaged(self, jpeg: bytes, faults: Sequence[FaultConfig]) -> bytes:
         for fault in faults:
             if fault.kind == "camera-corrupt":
-                lost = int(fault.amount * (len(jpeg) - HEADER))
-                start = HEADER + int(self._luck.integers(len(jpeg) - HEADER - lost + 1))
+                header = min(HEADER, len(jpeg) // 2)  # a black picture may be no longer than that
+                lost = int(fault.amount * (len(jpeg) - header))
+                start = header + int(self._luck.integers(len(jpeg) - header - lost + 1))
                 jpeg = jpeg[:start] + jpeg[start + lost :]
         return jpeg

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
 SHARE = 0.99  # of the delivered values that must be dark, or bright, for a picture to show nothing
 TAIL = 16  # px, rows of one block of a JPEG with halved colours
+# Times the usual gap: after a longer one, either the source was silent or its pictures waited for us.
+# Shorter ones happen on a busy machine all the time.
+GAP = 4.0
+WAITED = 0.5  # of the usual gap: who waits so long for a picture has found no older one ...
+WAITS = 2  # ... if it happens in a row; once, the machine may have done something else meanwhile
+GAPS = 5  # of which the usual one is the median: a source may change its rate
 BLUR_PERIOD = 1.0  # s between two looks at the sharpness
 BLUR_LOOKS = 10  # that are taken together: a hand before the lens, or a fast finger, is no blurred lens
 # What FFmpeg calls the errors that it would else conceal, by pixels of the picture before: old ones.
@@ -73,10 +79,42 @@ class FrameHealth:
                 "again (hw.camera.health.noise: off, if its pictures have no noise)"
             )
         self._repeats = 0
-        # A decoder that runs out of data fills the rest of a picture with the last colour.
+        # A decoder that runs out of data fills the rest of a picture with the last colour. What is dark or
+        # bright may be so by itself: JPEGs have no noise in shadows, and bars beside smaller pictures none.
         tail = captured[-TAIL:]
-        if 0 < int(tail[0, 0].max()) < 255 and (tail == tail[0, 0]).all():
-            raise TornFrame("sends pictures whose lower part is missing: another cable or USB port, no hub")
+        lit = self._config.black < int(tail[0, 0].max()) and int(tail[0, 0].min()) < self._config.white
+        if lit and (tail == tail[0, 0]).all():
+            raise TornFrame(
+                "sends pictures whose lower part is missing: another cable or USB port, no hub "
+                "(hw.camera.health.noise: off, if that part is of one colour by itself)"
+            )
+
+
+class Arrivals:
+    """Tells pictures that have just come from those that lay in a queue while the program was held up.
+
+    Sockets keep seconds of video. Whoever was away that long would get the oldest picture first, and date it
+    now; dates are true again once pictures have to be waited for.
+    """
+
+    def __init__(self) -> None:
+        self._gaps: deque[float] = deque(maxlen=GAPS)  # s
+        self._last: float | None = None  # s
+        self._doubt = 0  # how many pictures are still to be waited for
+
+    def fresh(self, asked: float, came: float) -> bool:
+        """Whether a picture that was asked for, and came (s), is as new as it looks."""
+        gap = came - (asked if self._last is None else self._last)
+        self._last = came
+        usual = float(np.median(self._gaps)) if len(self._gaps) == GAPS else 0.0
+        waited = came - asked >= WAITED * usual
+        if waited:
+            self._gaps.append(gap)
+        if self._doubt:
+            self._doubt = self._doubt - 1 if waited else WAITS
+        elif usual and gap > GAP * usual:
+            self._doubt = WAITS
+        return not self._doubt
 
 
 class StrictJpeg:
@@ -96,13 +134,13 @@ class StrictJpeg:
 
         try:
             (frame,) = self._codec.decode(av.Packet(data))
+            return frame.to_ndarray(format="bgr24")
         except (av.error.FFmpegError, ValueError) as error:
             self._codec = _mjpeg()
             raise TornFrame(
                 "sends damaged pictures: another cable or port, a better network "
                 f"({type(error).__name__}, {len(data)} bytes)"
             ) from None
-        return frame.to_ndarray(format="bgr24")
 
 
 def _mjpeg() -> VideoCodecContext:

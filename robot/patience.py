@@ -17,6 +17,7 @@ from robot.types import (
     CameraFault,
     Config,
     Fault,
+    FilmOver,
     Floats,
     MotionFault,
     RobotState,
@@ -253,7 +254,7 @@ def _hopeless(fault: Fault) -> bool:
     """Whether no waiting and no restart helps: damage, or a mistake of the program's."""
     if isinstance(fault, ServoAlert):
         return any(bits & ~CURABLE for bits in fault.errors.values())
-    return not isinstance(fault, BusFault | CameraFault | MotionFault)
+    return isinstance(fault, FilmOver) or not isinstance(fault, BusFault | CameraFault | MotionFault)
 
 
 def _apart(one: Floats, other: Floats) -> float:

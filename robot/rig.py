@@ -164,7 +164,10 @@ class Rig:
     def snapshot(self, max_age: float) -> Snapshot:
         """A fresh reading and each camera's newest frame, at most max_age seconds old. Raises Fault."""
         state = self.robot.read()
-        frames = {name: camera.latest(max_age) for name, camera in self.cameras.items()}
+        frames = {}
+        for name, camera in self.cameras.items():
+            with _naming(name):
+                frames[name] = camera.latest(max_age)
         return Snapshot(state.time, state.joints, state.object, frames, state.health)
 
     def snapshot_without_images(self) -> Snapshot:
@@ -446,16 +449,28 @@ def _open_camera(
     events: EventLog,
     recorder: Recorder | None,
 ) -> OpenCvCamera:
-    camera = OpenCvCamera(
-        config,
-        clock,
-        tell=lambda event, text: events.emit(event, f"{name}: {text}"),
-        taker=recorder.take if recorder else None,
-    )
+    with _naming(name):
+        camera = OpenCvCamera(
+            config,
+            clock,
+            tell=lambda event, text: events.emit(event, f"{name}: {text}"),
+            taker=recorder.take if recorder else None,
+        )
     resources.callback(camera.close)
     if recorder:
         resources.callback(recorder.end)
     return camera
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Has faults of a further camera speak of its own settings, where a camera speaks of the agent's."""
+    try:
+        yield
+    except CameraFault as fault:
+        if name == CAMERA:
+            raise
+        raise type(fault)(f"{name}: {fault}".replace("hw.camera.", f"hw.cameras.{name}.")) from None
 
 
 def _no_picture() -> Image:

@@ -23,6 +23,7 @@ from robot.camera import OpenCvCamera
 from robot.clock import SystemClock
 from robot.emulated_camera import CameraSignal, SensorNoise
 from robot.faults import CAMERA, FaultConfig
+from robot.mjpeg import FrameFeed
 from robot.rig import Rig, RigConfig, build
 from robot.sim import SimConfig, SimPlant
 from robot.types import CameraFault, Fault
@@ -142,6 +143,14 @@ def test_the_emulated_scene_at_rest_is_never_taken_for_a_camera_that_hangs(
     wait_until(lambda: camera.statistics()["frames"] > 60)
     spoiled = {name: count for name, count in camera.statistics().items() if name != "frames" and count}
     assert not spoiled
+
+
+def test_a_picture_shorter_than_a_jpegs_header_can_be_damaged_too() -> None:
+    rng, feed = np.random.default_rng(0), FrameFeed()
+    fault = FaultConfig(kind="camera-corrupt")
+    signal = CameraSignal(feed, SensorNoise(0.0, (16, 16, 3), rng), 10, rng, lambda: [fault])
+    for moment in range(20):
+        signal.show(float(moment), np.zeros((16, 16, 3), np.uint8))
 
 
 def test_a_simulation_without_a_camera_cable_refuses_its_faults() -> None:

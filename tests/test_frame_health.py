@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from robot.camera import CameraConfig, Lens, OpenCvCamera, deliver
 from robot.clock import ManualClock, SystemClock
 from robot.delivery import Delivery
-from robot.frame_health import FrameHealth, HealthConfig, Sharpness, StrictJpeg
+from robot.frame_health import Arrivals, FrameHealth, HealthConfig, Sharpness, StrictJpeg
 from robot.types import (
     BlackFrame,
     CameraFault,
@@ -148,6 +148,16 @@ def test_lower_part_of_one_colour_is_a_torn_picture() -> None:
     FrameHealth(HealthConfig(), noisy=False).judge(torn, deliver(torn, config("fake")))  # a plain table
 
 
+@pytest.mark.parametrize("shade", [3, 16, 252])
+def test_dim_scene_with_a_shadow_or_a_bar_below_is_a_frame(shade: int) -> None:
+    """A sensor's noise does not get through a JPEG there."""
+    health = FrameHealth(HealthConfig(), noisy=True)
+    for _ in range(3):
+        dim = np.clip(noisy(sigma=1.0) // 6 + 2, 0, 255).astype(np.uint8)
+        dim[-32:] = shade
+        health.judge(dim, deliver(dim, config("fake")))
+
+
 @given(st.integers(30, 225), st.floats(0, 4), st.floats(0.05, 0.95))
 @settings(max_examples=40, deadline=None)
 def test_pictures_with_anything_lit_in_them_are_frames(value: int, sigma: float, lit: float) -> None:
@@ -156,6 +166,76 @@ def test_pictures_with_anything_lit_in_them_are_frames(value: int, sigma: float,
     image[: max(2, int(lit * HEIGHT))] = value
     image = noisy(image, sigma)
     FrameHealth(HealthConfig(), noisy=False).judge(image, deliver(image, config("fake")))
+
+
+# --- Pictures that waited for us ---------------------------------------------------------------------------
+
+
+def fresh(arrivals: Arrivals, pictures: list[tuple[float, float]]) -> list[bool]:
+    """pictures: (when it was asked for, when it came), s."""
+    return [arrivals.fresh(asked, came) for asked, came in pictures]
+
+
+def steady(count: int, start: float = 0.0, period: float = 0.033) -> list[tuple[float, float]]:
+    return [(start + (n - 0.9) * period, start + n * period) for n in range(count)]
+
+
+@pytest.mark.parametrize("within", [True, False], ids=["while it waited", "while it decoded"])
+def test_pictures_that_lay_in_a_queue_while_the_program_was_held_up_are_none(within: bool) -> None:
+    arrivals = Arrivals()
+    assert all(fresh(arrivals, steady(20)))
+    first = (0.630 if within else 2.0, 2.001)
+    drained = [first, *((2.001 + 0.003 * n, 2.002 + 0.003 * n) for n in range(9))]
+    assert not any(fresh(arrivals, drained))
+    assert fresh(arrivals, [(2.030, 2.050), (2.050, 2.051)]) == [False, False]  # something else was done
+    assert fresh(arrivals, steady(20, 2.083)) == [False] + [True] * 19
+
+
+def test_pictures_after_a_silence_and_at_another_rate_are_frames_again() -> None:
+    arrivals = Arrivals()
+    assert all(fresh(arrivals, steady(20)))
+    assert fresh(arrivals, steady(9, 3.0)) == [False] * 2 + [True] * 7
+    assert sum(fresh(arrivals, steady(20, 3.4, 0.2))) >= 17
+    assert all(fresh(arrivals, steady(20, 7.4, 0.2)))
+
+
+def test_pictures_that_come_in_pairs_or_unevenly_are_frames() -> None:
+    pairs = [moment for n in range(20) for moment in ((0.06 * n - 0.05, 0.06 * n), (0.06 * n, 0.06 * n))]
+    assert all(fresh(Arrivals(), pairs))
+    rng = np.random.default_rng(0)
+    came = np.cumsum(rng.uniform(0.02, 0.06, 200))
+    assert all(fresh(Arrivals(), [(float(moment) - 0.015, float(moment)) for moment in came]))
+
+
+class Backlog(ScriptedCapture):
+    """A stream of a picture each 33 ms whose reader is held up after the twentieth, for a second."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__([noisy() for _ in range(60)])
+        self.sent, self._clock = 0, clock
+        self.taken: list[float] = []  # s
+
+    def grab(self) -> bool:
+        if self.sent == 20:
+            self._clock.time += 1.0
+        self._clock.time = max(self._clock.time + 0.001, self.sent * 0.033)
+        self.taken.append(self.sent * 0.033)
+        self.sent += 1
+        return super().grab()
+
+
+def test_no_picture_is_dated_much_later_than_it_was_taken() -> None:
+    clock, late_by = ManualClock(), list[float]()
+    capture = Backlog(clock)
+
+    def taker(_: Image, dated: float) -> None:
+        late_by.append(dated - capture.taken[-1])
+
+    camera = OpenCvCamera(config("fake"), clock, lambda _: capture, taker=taker)
+    wait_until(lambda: not capture.images)
+    camera.close()
+    assert max(late_by) < 0.04
+    assert camera.statistics()["late"] > 25
 
 
 # --- Damaged JPEGs -----------------------------------------------------------------------------------------

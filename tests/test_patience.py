@@ -25,6 +25,7 @@ from robot.sim import SimPlant
 from robot.types import (
     CameraFault,
     Fault,
+    FilmOver,
     Frame,
     Health,
     InvalidCommand,
@@ -380,6 +381,11 @@ def test_without_patience_a_reset_that_fails_raises_at_once() -> None:
 def test_mistake_of_the_program_is_not_waited_for() -> None:
     with scene() as now, pytest.raises(InvalidCommand):
         now.env.patience.await_fixed(InvalidCommand("target is not finite"))
+
+
+def test_film_that_is_over_is_not_waited_for() -> None:
+    with scene() as now, pytest.raises(FilmOver):
+        now.env.patience.await_fixed(FilmOver("film.mp4 is over"))
 
 
 @pytest.mark.parametrize(

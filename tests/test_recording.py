@@ -25,7 +25,7 @@ from robot.camera import CameraConfig, OpenCvCamera
 from robot.clock import SystemClock
 from robot.recording import QUEUE, Recorder
 from robot.rig import RigConfig, build
-from robot.types import Fault, Image
+from robot.types import CameraFault, Fault, Image
 from tasks.env import RobotEnv
 from tasks.valve import FixedAngle, Valve, ValveConfig
 from tests.test_camera import config, wait_until
@@ -201,6 +201,14 @@ def test_the_simulation_says_that_it_has_one_camera_and_records_nothing(
 ) -> None:
     assert run_robot.main(["check", "--hw", "sim", "--set", setting]) == 2
     assert "--hw emulated or --hw dclaw" in capsys.readouterr().err
+
+
+def test_a_further_camera_that_is_missing_is_named_with_its_own_setting_and_nothing_stays_open() -> None:
+    before = {thread.name for thread in threading.enumerate()}
+    wrist = {"source": "no/film.mp4"}
+    with pytest.raises(CameraFault, match=r"^wrist: no/film\.mp4 .*\(hw\.cameras\.wrist\.source"):
+        build(RigConfig.model_validate({"kind": "emulated", "cameras": {"wrist": wrist}}))
+    wait_until(lambda: {thread.name for thread in threading.enumerate()} <= before)
 
 
 @pytest.mark.slow
