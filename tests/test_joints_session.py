@@ -331,7 +331,10 @@ def test_without_a_terminal_it_says_so_and_how_to_get_one(
     ("command", "words"),
     [
         ("calibrate joints --hw sim", "--hw sim has no joints that a hand could move"),
-        ("calibrate joints --hw dclaw --from x", "takes neither --from nor --print-board"),
+        (
+            "calibrate joints --hw dclaw --from x",
+            "--from is for `calibrate camera`, not for `calibrate joints`",
+        ),
         ("calibrate knees --hw dclaw", "invalid choice: 'knees'"),
     ],
 )
