@@ -47,7 +47,8 @@ class Bench:
     config: DynamixelConfig
     clock: Clock
     servos: tuple[CalibratedServo, ...] = field(init=False)
-    robot: DynamixelRobot | None = None  # while it stands under torque
+    stands: bool = False  # under torque
+    _standing: ExitStack = field(default_factory=ExitStack)  # of the robot that stands
 
     def __post_init__(self) -> None:
         """Finds out who is there. Raises BusFault."""
@@ -84,15 +85,11 @@ class Bench:
 
         config: with the calibration that is tried. Until `relax` torque stays on.
         """
-        gentle = {
-            "profile_velocity": SLOW,
-            "goal_current": config.goal_current and min(config.goal_current, GENTLE),
-        }
-        robot = DynamixelRobot(
-            self.bus, config.model_copy(update=gentle), self.clock, clearance=FingerClearance()
-        )
-        self.robot = robot
-        robot.engage()
+        gentle = {"profile_velocity": SLOW, "goal_current": min(config.goal_current or GENTLE, GENTLE)}
+        config = config.model_copy(update=gentle)
+        robot = DynamixelRobot(self.bus, config, self.clock, clearance=FingerClearance())
+        self._standing.enter_context(robot)
+        self.stands = True
         start = robot.read().joints.position
         goal = np.resize(np.array(POSE), len(start))
         steps = int(np.ceil(max(1.0, np.abs(goal - start).max() / SLOW) / STEP))
@@ -105,10 +102,9 @@ class Bench:
         return np.rad2deg(position - goal)
 
     def relax(self) -> None:
-        """Torque off, if it was on. Never raises a BusFault."""
-        if self.robot is not None:
-            self.robot.relax()
-            self.robot = None
+        """Torque off, if it was on, whoever interrupts. Never raises a BusFault."""
+        self.stands = False
+        self._standing.close()
 
 
 @dataclass
@@ -135,25 +131,32 @@ class Session:
 
         Raises JointsError, Fault, KeyboardInterrupt.
         """
-        try:
-            with self.terminal:
+        with self.terminal:
+            try:
                 while not self._over:
                     self._look()
-                    for key in self.terminal.pressed():
-                        self.procedure.press(key)
-                        self._obey()
+                    self._listen()
                     self._show()
                     self._wait()
-        finally:
-            self.bench.relax()
+            finally:  # before the terminal, which may hang
+                self.bench.relax()
         return self.written
+
+    def _listen(self) -> None:
+        """Keys that were pressed; none counts that was typed before a motion was announced, or seen."""
+        for key in self.terminal.pressed():
+            self.procedure.press(key)
+            self._obey()
+            if self.procedure.step.kind in ("confirm", "agree"):
+                break
 
     def _look(self) -> None:
         """A reading, or that there is none: who comes back is limp and the same."""
         try:
             if self._lost:
                 self.bench.require_the_same()
-                self.bench.limp()
+                if self.procedure.step.kind != "begin":  # until then nobody holds what may fall
+                    self.bench.limp()
                 self._let_go("It was let go when the servos did not answer.")
             self.procedure.see(self.bench.look())
             self._lost = False
@@ -171,11 +174,16 @@ class Session:
                 case "move":
                     self._move()
                 case "relax":
-                    self.bench.relax()
+                    self._relax()
                 case "write":
                     self._write()
                 case "end":
                     self._over = True
+
+    def _relax(self) -> None:
+        """Torque off, and not only sent: hands come next."""
+        self.bench.relax()
+        self._limp()
 
     def _limp(self) -> None:
         try:
@@ -189,8 +197,9 @@ class Session:
         try:
             missed = self.bench.drive(self._found(), lambda: bool(self.terminal.pressed()))
         except (Fault, JointsError, ValidationError) as error:
-            self.bench.relax()
+            self._relax()
             self.procedure.failed(_told(error))
+            self._obey()
             return
         self._agree_by = self.bench.clock.now() + AGREED_WITHIN
         self.procedure.moved(missed)
@@ -198,7 +207,7 @@ class Session:
 
     def _let_go(self, why: str) -> None:
         """Ends standing under torque, if it does."""
-        if self.bench.robot is not None:
+        if self.bench.stands:
             self.procedure.failed(why)
             self._obey()
 
@@ -241,7 +250,7 @@ class Session:
     def _wait(self) -> None:
         """Until the next look; a robot at which nobody looks does not stand there for ever."""
         clock = self.bench.clock
-        if self.bench.robot is not None and clock.now() > self._agree_by:
+        if self.bench.stands and clock.now() > self._agree_by:
             self._let_go(f"Nobody answered for {AGREED_WITHIN:g} s: the robot is limp again.")
         clock.sleep_until(clock.now() + (PAUSE if self._lost else PERIOD))
 
