@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from calibration.joints import POSE, Look, Procedure
-from calibration.joints_report import calibrated, publish, settings, table
+from calibration.joints_report import calibrated, settings, table
+from calibration.publishing import publish_settings
 from calibration.terminal import Terminal
 from robot import registers as reg
 from robot.bus import SerialBus
@@ -216,7 +217,7 @@ class Session:
         try:
             found = self._found()
             self.console.print(table(self.bench.config, found, self.procedure.residuals))
-            publish(found, self.name, self.path, self.console)
+            publish_settings(settings(found, self.name), self.name, self.path, self.console)
         except ValidationError as error:
             self.procedure.failed(_told(error))
         except OSError as error:
@@ -255,7 +256,7 @@ class Session:
         clock.sleep_until(clock.now() + (PAUSE if self._lost else PERIOD))
 
 
-def calibrate_joints(config: RigConfig, name: str, path: Path, when: str, keyboard: TextIO) -> bool:
+def calibrate_joints(config: RigConfig, name: str, path: Path, when: str, keyboard: TextIO | None) -> bool:
     """Leads a person through the calibration of all joints; True once the settings are written.
 
     name: of --hw; path: where the settings go; when: date and time; keyboard: where keys come from. Raises

@@ -21,7 +21,7 @@ import pytest
 from rich.console import Console
 
 import run_robot
-from calibration import joints_report
+from calibration import publishing
 from calibration.joints_session import Bench, JointsError, Session
 from calibration.terminal import NoTerminal, Terminal
 from configs.document import Layer
@@ -307,7 +307,7 @@ def test_ctrl_c_leaves_it_limp_and_the_old_settings_untouched(room: Room, when: 
 
 
 def test_a_full_disk_loses_nothing(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = joints_report.write_whole
+    write = publishing.write_whole
     full = [OSError(errno.ENOSPC, "No space left on device")]
 
     def write_if_there_is_room(path: Path, fill: Callable[[Path], object]) -> None:
@@ -315,7 +315,7 @@ def test_a_full_disk_loses_nothing(room: Room, monkeypatch: pytest.MonkeyPatch) 
             raise full.pop()
         write(path, fill)
 
-    monkeypatch.setattr(joints_report, "write_whole", write_if_there_is_room)
+    monkeypatch.setattr(publishing, "write_whole", write_if_there_is_room)
     assert room.calibrate(FINGER, {"Enter writes": keys("enter", "", "enter")})
     assert "could not be written: No space left on device. Its text is above" in room.said
     assert isinstance(room.console.file, io.StringIO)
@@ -378,8 +378,10 @@ def test_keys_count_one_by_one_and_the_terminal_is_as_before() -> None:
                 terminal.pressed()
         assert termios.tcgetattr(slave) == before
     os.close(master)
-    with open(os.devnull) as nobody, pytest.raises(NoTerminal):
-        Terminal(nobody, Console())
+    with open(os.devnull) as nobody:
+        for stream in (nobody, None):
+            with pytest.raises(NoTerminal):
+                Terminal(stream, Console())
 
 
 class Screen:
