@@ -45,6 +45,7 @@ CONFIGS = ROOT / "configs"
 PLANTS = Path("plants")  # beside runs/, where the program was started
 CAMERAS = Path("cameras")  # there, too
 JOINTS = Path("joints")  # and there
+MINUTE = "%Y-%m-%d %H:%M"  # as settings tell when they were measured
 HANDS_OFF = "{} moves for about {:.0f} s. Hands off; Ctrl-C lets it go limp."
 MCAP_MAGIC = b"\x89MCAP"
 WHY_NOT_SYNC = (
@@ -343,7 +344,7 @@ def create(run: RunDir, config: RunConfig) -> None:
 # What may change when a run goes on: the schedule, where things are plugged in, what computes.
 MAY_CHANGE = (
     *("train.", "hw.bus.", "hw.patience.", "hw.camera.source", "hw.camera.health", "hw.camera.record"),
-    *("hw.camera.scene", "hw.cameras.", "agent.device", "agent.matmul", "agent.cuda_graph"),
+    *("hw.camera.scene", "hw.scene_check.", "hw.cameras.", "agent.device", "agent.matmul", "agent.cuda_graph"),
 )
 
 
@@ -734,7 +735,7 @@ def command_identify(args: argparse.Namespace) -> int:
         plant = path.with_suffix(".yaml")
         if source:
             plant = path.with_name(f"{Path(recording.name).stem}-{time.strftime('%Y%m%d-%H%M%S')}.yaml")
-        publish(found, path, plant, time.strftime("%Y-%m-%d %H:%M"), console)
+        publish(found, path, plant, time.strftime(MINUTE), console)
     except FileNotFoundError as error:  # ROBEL's files
         raise MissingPart(str(error)) from error
     return 0
@@ -744,18 +745,18 @@ def record_plant(args: argparse.Namespace, console: Console) -> Path:
     """Moves the robot as an identification needs it; the file of what was measured, written at the end."""
     from calibration.excitation import Excitation, ExcitationConfig, plans, require_clear
     from calibration.plant_report import require_writable
-    from calibration.progress import bar
+    from calibration.progress import bar, say
 
     name, motions = Path(args.hw).stem, ExcitationConfig()
     path = PLANTS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.npz"
     config = rig_settings(args)
     require_writable(path)
     require_clear(motions, config.dclaw, plans(motions, config.dclaw, config.control_period))
-    with open_rig(config, images=False) as rig, bar(console, "moving") as told:
+    with closing(open_rig(config, images=False)) as rig, bar(console, "moving") as told:
         excitation = Excitation(rig, motions, told)
-        hands_off = HANDS_OFF.format(name, excitation.duration)
-        console.print(hands_off, highlight=False, soft_wrap=True)
-        excitation.record(name).save(path)
+        say(console, HANDS_OFF.format(name, excitation.duration))
+        with rig:
+            excitation.record(name).save(path)
     console.print(f"recorded: {path}", highlight=False, soft_wrap=True)
     return path
 
@@ -784,6 +785,15 @@ def check_calibrate(args: argparse.Namespace) -> None:
             raise ConfigError([f"{flag} is for `calibrate {user}`, not for `calibrate {args.what}`"])
 
 
+def result_path(folder: Path, args: argparse.Namespace, what: str = "") -> Path:
+    """Where a procedure will write, known to be writable before anybody works for it. Raises OSError."""
+    from calibration.plant_report import require_writable
+
+    path = folder / f"{Path(args.hw).stem}{what}-{time.strftime('%Y%m%d-%H%M%S')}.yaml"
+    require_writable(path)
+    return path
+
+
 def calibrate_joints(args: argparse.Namespace) -> int:
     """Zero, direction and stops of each joint, moved by somebody's hands."""
     from calibration.joints_session import calibrate_joints as calibrate
@@ -793,9 +803,8 @@ def calibrate_joints(args: argparse.Namespace) -> int:
     if config.kind == "sim":
         way_out = "--hw emulated and --hw dclaw have some"
         raise ConfigError([f"--hw {args.hw} has no joints that a hand could move: {way_out}"])
-    path = JOINTS / f"{Path(args.hw).stem}-{time.strftime('%Y%m%d-%H%M%S')}.yaml"
     try:
-        done = calibrate(config, args.hw, path, time.strftime("%Y-%m-%d %H:%M"), sys.stdin)
+        done = calibrate(config, args.hw, result_path(JOINTS, args), time.strftime(MINUTE), sys.stdin)
     except FileNotFoundError as error:  # ROBEL's files
         raise MissingPart(str(error)) from error
     return 0 if done else 1
@@ -806,11 +815,9 @@ def show_overlay(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from calibration.overlay import Overlay, show
-    from calibration.plant_report import require_writable
     from robot.clock import SystemClock
 
-    path = CAMERAS / f"{Path(args.hw).stem}-overlay-{time.strftime('%Y%m%d-%H%M%S')}.png"
-    require_writable(path)
+    path = result_path(CAMERAS, args, "-overlay").with_suffix(".png")
     try:
         with (
             suppress(KeyboardInterrupt),  # its usual end
@@ -828,15 +835,15 @@ def calibrate_scene(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from calibration import scene
-    from calibration.plant_report import require_writable
+    from calibration.progress import say
 
     console, config = Console(), rig_settings(args)
     config = config.model_copy(update={"camera": config.camera.model_copy(update={"scene": None})})
-    path = CAMERAS / f"{Path(args.hw).stem}-scene-{time.strftime('%Y%m%d-%H%M%S')}.yaml"
-    require_writable(path)
-    with open_rig(config, images=True) as rig:
-        console.print(HANDS_OFF.format(args.hw, 5), highlight=False, soft_wrap=True)
-        scene.calibrate_scene(rig, args.hw, path, time.strftime("%Y-%m-%d %H:%M"), console)
+    path = result_path(CAMERAS, args, "-scene")
+    with closing(open_rig(config, images=True)) as rig:
+        say(console, HANDS_OFF.format(args.hw, 5))
+        with rig:
+            scene.calibrate_scene(rig, args.hw, path, time.strftime(MINUTE), console)
     return 0
 
 
@@ -844,33 +851,29 @@ def calibrate_valve(args: argparse.Namespace) -> int:
     """Finds zero and sign of the valve's encoder by its pointer in the picture."""
     from rich.console import Console
 
-    from calibration.capture import Keys
-    from calibration.plant_report import require_writable
+    from calibration.progress import say
+    from calibration.terminal import Keys
     from calibration.valve import SLOW, by_hand, by_servo, fit, publish
 
     console, config = Console(), rig_settings(args)
-    path = CAMERAS / f"{Path(args.hw).stem}-valve-{time.strftime('%Y%m%d-%H%M%S')}.yaml"
-    require_writable(path)
+    path = result_path(CAMERAS, args, "-valve")
     config = config.model_copy(update={"dclaw": config.dclaw.model_copy(update={"object_velocity": SLOW})})
-
     said = [""]
 
     def told(news: str) -> None:
         if news != said[-1]:
-            console.print(news, highlight=False, soft_wrap=True)
+            say(console, news)
         said[:] = [news]
 
-    with ExitStack() as stack:
-        rig = open_rig(config, images=True)
+    with closing(open_rig(config, images=True)) as rig:
         if args.by_hand:
-            stack.callback(rig.close)
             sightings = by_hand(rig, Keys(sys.stdin), told)
         else:
-            stack.enter_context(rig)
             told(HANDS_OFF.format(args.hw, 40))
-            sightings = by_servo(rig, told)
+            with rig:
+                sightings = by_servo(rig, told)
     found = fit(sightings, config.dclaw.object_offset)
-    publish(found, args.hw, path, time.strftime("%Y-%m-%d %H:%M"), console)
+    publish(found, args.hw, path, time.strftime(MINUTE), console)
     return 0
 
 
@@ -893,7 +896,7 @@ def calibrate_camera(args: argparse.Namespace) -> int:
     photographs = read_folder(Path(source) if source else photograph(args, console), given)
     found = calibrate(Board(photographs.setup.board), photographs.views, photographs.base)
     path = CAMERAS / f"{Path(photographs.setup.name).stem}-{time.strftime('%Y%m%d-%H%M%S')}.yaml"
-    publish(found, photographs, path, time.strftime("%Y-%m-%d %H:%M"), console)
+    publish(found, photographs, path, time.strftime(MINUTE), console)
     return 0
 
 
@@ -943,8 +946,9 @@ def photograph(args: argparse.Namespace, console: Console) -> Path:
     """Photographs of the board, taken with the person who holds it; their folder."""
     from calibration.board import Board
     from calibration.camera_report import watched
-    from calibration.capture import Keys, Session, Watch
+    from calibration.capture import Session, Watch
     from calibration.progress import say
+    from calibration.terminal import Keys
     from robot.camera import OpenCvCamera
     from robot.clock import SystemClock
 

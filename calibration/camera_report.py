@@ -19,6 +19,7 @@ from calibration.camera import CameraCalibration
 from calibration.capture import Photographs, Progress, Told
 from calibration.coverage import Cell, Coverage
 from calibration.progress import say
+from calibration.publishing import publish_settings
 from calibration.recording import quoted, write_whole
 from robot.camera import CalibrationRecord, Lens
 
@@ -93,14 +94,9 @@ def publish(
     """
     picture, text = path.with_suffix(".png"), settings(found, photographs, when)
     draw(found, picture)
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     show(found, photographs, console)
-    for what, written in (("photographs", photographs.folder), ("picture", picture), ("settings", path)):
-        say(console, f"{what:<11} {written}")
-    command = (
-        f"run_robot.py check --hw {shlex.quote(photographs.setup.name)} --config {shlex.quote(str(path))}"
-    )
-    say(console, f"To use it: {command}")
+    beside = {"photographs": photographs.folder, "picture": picture}
+    publish_settings(text, photographs.setup.name, path, console, beside)
 
 
 def show(found: CameraCalibration, photographs: Photographs, console: Console) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import select
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Literal
 
 import cv2
 from PIL import Image as Pictures
@@ -17,6 +16,7 @@ from calibration.board import Board, BoardConfig, CalibrationError, Sighting
 from calibration.camera import BASE, FEWEST_AT_BASE, View
 from calibration.coverage import Coverage, at_rest
 from calibration.recording import write_whole
+from calibration.terminal import Keys
 from robot.camera import CameraConfig, OpenCvCamera
 from robot.types import Clock, Config, Image
 
@@ -66,22 +66,6 @@ class Progress:
 
 
 Told = Callable[[Progress], None]
-
-
-class Keys:
-    """Notices that Enter was pressed, without waiting for it."""
-
-    def __init__(self, stream: TextIO | None) -> None:
-        """stream: the keyboard; None as `sys.stdin` is where a program was started without one."""
-        self._stream = stream
-        self.closed = stream is None  # nobody is there who could press it
-
-    def pressed(self) -> bool:
-        """Whether a line has come since the last time."""
-        if self._stream is None or self.closed or not select.select([self._stream], [], [], 0)[0]:
-            return False
-        self.closed = not self._stream.readline()
-        return not self.closed
 
 
 @dataclass(frozen=True)

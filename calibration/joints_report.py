@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from calibration.joints import Measured, known, limits
-from calibration.recording import write_whole
 from robot.calibrated import CalibratedServo, JointsRecord, fingerprint
 from robot.registers import MODEL_NAMES, RAD_PER_TICK, servo_name
 from robot.settings import DynamixelConfig
@@ -56,15 +53,6 @@ def table(before: DynamixelConfig, after: DynamixelConfig, residuals: dict[int, 
             f"{residuals[row]:+.1f}" if row in residuals else "-",
         )
     return rows
-
-
-def publish(config: DynamixelConfig, name: str, path: Path, console: Console) -> None:
-    """Writes the settings of a calibrated robot and says what to type next. name: of --hw. Raises OSError."""
-    text = settings(config, name)
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    console.print(f"settings  {path}", highlight=False, soft_wrap=True)
-    command = f"run_robot.py check --hw {name} --config {path}"
-    console.print(f"To use it: {command}", highlight=False, soft_wrap=True)
 
 
 def settings(config: DynamixelConfig, name: str) -> str:

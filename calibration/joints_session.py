@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from calibration.joints import POSE, Look, Procedure
-from calibration.joints_report import calibrated, publish, settings, table
+from calibration.joints_report import calibrated, settings, table
+from calibration.publishing import publish_settings
 from calibration.terminal import Terminal
 from robot import registers as reg
 from robot.bus import SerialBus
@@ -47,7 +48,8 @@ class Bench:
     config: DynamixelConfig
     clock: Clock
     servos: tuple[CalibratedServo, ...] = field(init=False)
-    robot: DynamixelRobot | None = None  # while it stands under torque
+    stands: bool = False  # under torque
+    _standing: ExitStack = field(default_factory=ExitStack)  # of the robot that stands
 
     def __post_init__(self) -> None:
         """Finds out who is there. Raises BusFault."""
@@ -84,15 +86,11 @@ class Bench:
 
         config: with the calibration that is tried. Until `relax` torque stays on.
         """
-        gentle = {
-            "profile_velocity": SLOW,
-            "goal_current": config.goal_current and min(config.goal_current, GENTLE),
-        }
-        robot = DynamixelRobot(
-            self.bus, config.model_copy(update=gentle), self.clock, clearance=FingerClearance()
-        )
-        self.robot = robot
-        robot.engage()
+        gentle = {"profile_velocity": SLOW, "goal_current": min(config.goal_current or GENTLE, GENTLE)}
+        config = config.model_copy(update=gentle)
+        robot = DynamixelRobot(self.bus, config, self.clock, clearance=FingerClearance())
+        self._standing.enter_context(robot)
+        self.stands = True
         start = robot.read().joints.position
         goal = np.resize(np.array(POSE), len(start))
         steps = int(np.ceil(max(1.0, np.abs(goal - start).max() / SLOW) / STEP))
@@ -105,10 +103,9 @@ class Bench:
         return np.rad2deg(position - goal)
 
     def relax(self) -> None:
-        """Torque off, if it was on. Never raises a BusFault."""
-        if self.robot is not None:
-            self.robot.relax()
-            self.robot = None
+        """Torque off, if it was on, whoever interrupts. Never raises a BusFault."""
+        self.stands = False
+        self._standing.close()
 
 
 @dataclass
@@ -135,25 +132,32 @@ class Session:
 
         Raises JointsError, Fault, KeyboardInterrupt.
         """
-        try:
-            with self.terminal:
+        with self.terminal:
+            try:
                 while not self._over:
                     self._look()
-                    for key in self.terminal.pressed():
-                        self.procedure.press(key)
-                        self._obey()
+                    self._listen()
                     self._show()
                     self._wait()
-        finally:
-            self.bench.relax()
+            finally:  # before the terminal, which may hang
+                self.bench.relax()
         return self.written
+
+    def _listen(self) -> None:
+        """Keys that were pressed; none counts that was typed before a motion was announced, or seen."""
+        for key in self.terminal.pressed():
+            self.procedure.press(key)
+            self._obey()
+            if self.procedure.step.kind in ("confirm", "agree"):
+                break
 
     def _look(self) -> None:
         """A reading, or that there is none: who comes back is limp and the same."""
         try:
             if self._lost:
                 self.bench.require_the_same()
-                self.bench.limp()
+                if self.procedure.step.kind != "begin":  # until then nobody holds what may fall
+                    self.bench.limp()
                 self._let_go("It was let go when the servos did not answer.")
             self.procedure.see(self.bench.look())
             self._lost = False
@@ -171,11 +175,16 @@ class Session:
                 case "move":
                     self._move()
                 case "relax":
-                    self.bench.relax()
+                    self._relax()
                 case "write":
                     self._write()
                 case "end":
                     self._over = True
+
+    def _relax(self) -> None:
+        """Torque off, and not only sent: hands come next."""
+        self.bench.relax()
+        self._limp()
 
     def _limp(self) -> None:
         try:
@@ -189,8 +198,9 @@ class Session:
         try:
             missed = self.bench.drive(self._found(), lambda: bool(self.terminal.pressed()))
         except (Fault, JointsError, ValidationError) as error:
-            self.bench.relax()
+            self._relax()
             self.procedure.failed(_told(error))
+            self._obey()
             return
         self._agree_by = self.bench.clock.now() + AGREED_WITHIN
         self.procedure.moved(missed)
@@ -198,7 +208,7 @@ class Session:
 
     def _let_go(self, why: str) -> None:
         """Ends standing under torque, if it does."""
-        if self.bench.robot is not None:
+        if self.bench.stands:
             self.procedure.failed(why)
             self._obey()
 
@@ -207,7 +217,7 @@ class Session:
         try:
             found = self._found()
             self.console.print(table(self.bench.config, found, self.procedure.residuals))
-            publish(found, self.name, self.path, self.console)
+            publish_settings(settings(found, self.name), self.name, self.path, self.console)
         except ValidationError as error:
             self.procedure.failed(_told(error))
         except OSError as error:
@@ -241,12 +251,12 @@ class Session:
     def _wait(self) -> None:
         """Until the next look; a robot at which nobody looks does not stand there for ever."""
         clock = self.bench.clock
-        if self.bench.robot is not None and clock.now() > self._agree_by:
+        if self.bench.stands and clock.now() > self._agree_by:
             self._let_go(f"Nobody answered for {AGREED_WITHIN:g} s: the robot is limp again.")
         clock.sleep_until(clock.now() + (PAUSE if self._lost else PERIOD))
 
 
-def calibrate_joints(config: RigConfig, name: str, path: Path, when: str, keyboard: TextIO) -> bool:
+def calibrate_joints(config: RigConfig, name: str, path: Path, when: str, keyboard: TextIO | None) -> bool:
     """Leads a person through the calibration of all joints; True once the settings are written.
 
     name: of --hw; path: where the settings go; when: date and time; keyboard: where keys come from. Raises

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from calibration.board import CalibrationError
 from calibration.moving import OUT_OF_THE_WAY, out_of_the_way
+from calibration.publishing import publish_settings
 from calibration.recording import quoted, write_whole
 from robot.camera import SceneRecord
 from robot.rig import Rig, camera_name
@@ -72,9 +73,4 @@ def calibrate_scene(rig: Rig, name: str, path: Path, when: str, console: Console
     path: of the settings, .yaml; the picture lies beside. Raises CalibrationError, Fault, OSError.
     """
     about = record(rig, take(rig), path.with_suffix(".png"), when)
-    text = settings(name, about)
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    for what, written in (("picture", about.path), ("settings", path)):
-        console.print(f"{what:<9} {written}", highlight=False, soft_wrap=True)
-    words = f"To use it: run_robot.py check --hw {name} --config {path}"
-    console.print(words, highlight=False, soft_wrap=True)
+    publish_settings(settings(name, about), name, path, console, {"picture": Path(about.path)})

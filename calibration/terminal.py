@@ -1,4 +1,4 @@
-"""A terminal in which single keys count, and of which one part is always up to date: works through SSH."""
+"""A person at a terminal: Enter alone, or single keys and a part that is always up to date. Works by SSH."""
 
 from __future__ import annotations
 
@@ -25,6 +25,22 @@ class Hangup(KeyboardInterrupt):
     """The terminal was closed."""
 
 
+class Keys:
+    """Notices that Enter was pressed, without waiting for it."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        """stream: the keyboard; None as `sys.stdin` is where a program was started without one."""
+        self._stream = stream
+        self.closed = stream is None  # nobody is there who could press it
+
+    def pressed(self) -> bool:
+        """Whether a line has come since the last time."""
+        if self._stream is None or self.closed or not select.select([self._stream], [], [], 0)[0]:
+            return False
+        self.closed = not self._stream.readline()
+        return not self.closed
+
+
 class Terminal:
     """Keys as they are pressed, without Enter; what is shown below what has been printed.
 
@@ -32,9 +48,9 @@ class Terminal:
     the context is left, the terminal is as it was before.
     """
 
-    def __init__(self, stream: TextIO, console: Console) -> None:
-        """Raises NoTerminal when the stream is none."""
-        if not stream.isatty():
+    def __init__(self, stream: TextIO | None, console: Console) -> None:
+        """Raises NoTerminal when the stream, or what `sys.stdin` then is, is none."""
+        if stream is None or not stream.isatty():
             raise NoTerminal(
                 "This needs a terminal, whose keys answer its questions; the standard input is none. By SSH: "
                 "`ssh -t`, in a container: `docker run -it`"

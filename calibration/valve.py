@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from calibration.board import CalibrationError
-from calibration.capture import Keys
 from calibration.moving import out_of_the_way
-from calibration.recording import write_whole
+from calibration.publishing import publish_settings
+from calibration.terminal import Keys
 from robot.camera import crop_box
 from robot.rig import CAMERA, NO_LIMIT, Rig
 from robot.types import CameraFault, Floats, JointState, ValveGeometry
@@ -192,15 +192,12 @@ def _said(look: ValveSighting | NotVisible) -> str:
 
 
 def publish(found: ValveCalibration, name: str, path: Path, when: str, console: Console) -> None:
-    """Writes the settings, prints how well encoder and picture agree and what to type. Raises OSError."""
-    text = settings(found, name, when)
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    """Prints how well encoder and picture agree, writes the settings, says what to type. Raises OSError."""
     table = Table("servo, deg", "seen, deg", "off, deg")
     for row in _rows(found):
         table.add_row(*row)
     console.print(table)
-    for line in (f"settings  {path}", f"To use it: run_robot.py check --hw {name} --config {path}"):
-        console.print(line, highlight=False, soft_wrap=True)
+    publish_settings(settings(found, name, when), name, path, console)
 
 
 def _rows(found: ValveCalibration) -> Iterator[tuple[str, str, str]]:

@@ -88,10 +88,10 @@ class Person(Terminal):
         pass
 
     def pressed(self) -> list[str]:
-        """The next key, if the hands are done."""
+        """The next key, if the hands are done; several at once where spaces are between them."""
         key = next(self._deed, "")
         assert self._hands.now() < self._asked_at + self.patience, "\n".join(self.said)
-        return [key] if key else []
+        return key.split()
 
     def print(self, text: str, style: str = "") -> None:
         """Hears; what stands in brackets is a question."""

@@ -19,7 +19,8 @@ from rich.console import Console
 import run_robot
 from calibration.board import Board, BoardConfig
 from calibration.camera_report import watched
-from calibration.capture import Keys, Progress, Session, Setup, Watch, read_folder
+from calibration.capture import Progress, Session, Setup, Watch, read_folder
+from calibration.terminal import Keys
 from configs.document import Layer
 from configs.loader import load
 from configs.run import HwConfig

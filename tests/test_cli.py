@@ -492,7 +492,12 @@ def test_resuming_with_other_settings_shows_them(change: str, trained: Path, cal
 
 
 def test_a_run_goes_on_with_more_steps_and_at_another_port(copy: Path, call: Call) -> None:
-    assert call(f"{TRAIN} --run {copy} --resume --steps 24 --set hw.bus.port=/dev/ttyUSB1") == 0
+    assert (
+        call(
+            f"{TRAIN} --run {copy} --resume --steps 24 --set hw.bus.port=/dev/ttyUSB1 --set hw.scene_check.turn=1"
+        )
+        == 0
+    )
     assert "changed: train.steps: 18 -> 24" in call.out
     assert "changed: hw.bus.port: /dev/ttyUSB0 -> /dev/ttyUSB1" in call.out
     assert "steps: 24" in (copy / "config.yaml").read_text()  # which the learner reads

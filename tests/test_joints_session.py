@@ -21,7 +21,7 @@ import pytest
 from rich.console import Console
 
 import run_robot
-from calibration import joints_report
+from calibration import publishing
 from calibration.joints_session import Bench, JointsError, Session
 from calibration.terminal import NoTerminal, Terminal
 from configs.document import Layer
@@ -131,10 +131,11 @@ def test_the_robot_verifies_it_by_moving_slowly_to_a_pose(room: Room) -> None:
         speeds.append(float(np.abs(room.plant.truth["qvel"][:9]).max()))
         np.testing.assert_allclose(room.plant.truth["qpos"][:9], [0, -0.8, 0.3] * 3, atol=0.05)
         assert not room.limp
+        assert room.plant.read(reg.GOAL_CURRENT, 11) * reg.AMPERE_PER_UNIT[1010] < 0.51  # A
         yield "y"
 
     deeds = {"or let the robot": keys("m"), "THE ROBOT WILL MOVE": hands_off(room), "lean outwards": look}
-    assert room.calibrate(DynamixelConfig(), deeds)
+    assert room.calibrate(DynamixelConfig(goal_current=None), deeds)
     assert room.limp
     require_the_truth(room.found)
     assert "residuals, commanded against measured: 10 +0.0, 11 +1.6" in room.said
@@ -146,7 +147,7 @@ def hands_off(room: Room) -> Callable[[], Deed]:
 
     def deed() -> Deed:
         yield from room.hands.let_go()
-        yield "y"
+        yield "y y"  # a finger that trembles has not seen how the robot will stand
 
     return deed
 
@@ -170,9 +171,9 @@ def test_nobody_who_looks_lets_the_robot_go_limp(room: Room) -> None:
     assert room.limp
 
 
-def test_a_key_stops_the_motion(room: Room) -> None:
+def test_a_key_stops_the_motion_and_none_that_was_typed_ahead_starts_it(room: Room) -> None:
     deeds = {
-        "or let the robot": keys("m"),
+        "or let the robot": keys("m y"),
         "THE ROBOT WILL MOVE": keys("y", "x"),
         "All joints are recorded": keys("q", "q"),
     }
@@ -225,6 +226,21 @@ def test_a_servo_that_restarts_with_torque_is_made_limp_again(room: Room) -> Non
         yield from room.hands.answer("servo 11 (finger 1, middle): bend")
 
     assert room.calibrate(FINGER, {"servo 11 (finger 1, middle): bend": meddle})
+
+
+def test_nothing_goes_limp_before_the_first_enter(room: Room) -> None:
+    def shake_the_cable() -> Deed:
+        room.fail("unplug", duration=1.0)
+        room.plant.servos[12].load(reg.TORQUE_ENABLE, 1)
+        yield from room.hands.wait(2.0)
+        assert room.plant.servos[12].torque
+        yield "enter"
+        yield ""
+        assert room.limp
+
+    deeds = {"All joints go limp": shake_the_cable, "hold it straight down": keys("q", "q")}
+    assert not room.calibrate(FINGER, deeds)
+    assert "the servos answer again" in room.said
 
 
 def test_other_servos_after_a_replug_end_it(room: Room) -> None:
@@ -291,7 +307,7 @@ def test_ctrl_c_leaves_it_limp_and_the_old_settings_untouched(room: Room, when: 
 
 
 def test_a_full_disk_loses_nothing(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = joints_report.write_whole
+    write = publishing.write_whole
     full = [OSError(errno.ENOSPC, "No space left on device")]
 
     def write_if_there_is_room(path: Path, fill: Callable[[Path], object]) -> None:
@@ -299,7 +315,7 @@ def test_a_full_disk_loses_nothing(room: Room, monkeypatch: pytest.MonkeyPatch) 
             raise full.pop()
         write(path, fill)
 
-    monkeypatch.setattr(joints_report, "write_whole", write_if_there_is_room)
+    monkeypatch.setattr(publishing, "write_whole", write_if_there_is_room)
     assert room.calibrate(FINGER, {"Enter writes": keys("enter", "", "enter")})
     assert "could not be written: No space left on device. Its text is above" in room.said
     assert isinstance(room.console.file, io.StringIO)
@@ -331,7 +347,10 @@ def test_without_a_terminal_it_says_so_and_how_to_get_one(
     ("command", "words"),
     [
         ("calibrate joints --hw sim", "--hw sim has no joints that a hand could move"),
-        ("calibrate joints --hw dclaw --from x", "takes neither --from nor --print-board"),
+        (
+            "calibrate joints --hw dclaw --from x",
+            "--from is for `calibrate camera`, not for `calibrate joints`",
+        ),
         ("calibrate knees --hw dclaw", "invalid choice: 'knees'"),
     ],
 )
@@ -359,8 +378,10 @@ def test_keys_count_one_by_one_and_the_terminal_is_as_before() -> None:
                 terminal.pressed()
         assert termios.tcgetattr(slave) == before
     os.close(master)
-    with open(os.devnull) as nobody, pytest.raises(NoTerminal):
-        Terminal(nobody, Console())
+    with open(os.devnull) as nobody:
+        for stream in (nobody, None):
+            with pytest.raises(NoTerminal):
+                Terminal(stream, Console())
 
 
 class Screen:

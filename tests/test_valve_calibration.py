@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from calibration.board import CalibrationError
-from calibration.capture import Keys
+from calibration.terminal import Keys
 from calibration.valve import ANGLES, ValveSighting, ValveWatch, by_hand, by_servo, fit, publish
 from configs.document import Layer
 from configs.loader import load
