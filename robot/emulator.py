@@ -621,7 +621,18 @@ class EmulatorSetup(Config):
     sim: SimConfig = SimConfig()
     servos: tuple[int, ...] = FINGER_SERVOS
     object_servo: int = VALVE_SERVO
+    guide_servo: int | None = None
     camera: bool = True
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """All servos on the bus."""
+        guides = () if self.guide_servo is None else (self.guide_servo,)
+        return (*self.servos, self.object_servo, *guides)
+
+    def plant(self) -> SimPlant:
+        """The world behind the wire. Raises FileNotFoundError without ROBEL's model files."""
+        return SimPlant(self.sim, self.servos, self.object_servo, guide_servo=self.guide_servo)
 
 
 def emulate_forever(setup: EmulatorSetup, console: Console) -> None:
@@ -629,7 +640,7 @@ def emulate_forever(setup: EmulatorSetup, console: Console) -> None:
 
     Raises RuntimeError when there is no OpenGL for the camera, OSError when link or network port are taken.
     """
-    plant = SimPlant(setup.sim, setup.servos, setup.object_servo)
+    plant = setup.plant()
     with Emulator(setup.emulator, plant, camera=setup.camera) as emulator:
         console.print(how_to_connect(emulator, setup), highlight=False, soft_wrap=True, markup=False)
         with suppress(KeyboardInterrupt), console.status("") as status:
@@ -653,8 +664,10 @@ def how_to_connect(emulator: Emulator, setup: EmulatorSetup) -> str:
         "camera.height": config.height,
         "camera.crop": "null",
     }
+    if setup.guide_servo is not None:
+        check["dclaw.guide_id"] = setup.guide_servo
     told = " ".join(f"--set hw.{name}={value}" for name, value in check.items())
-    ids = ", ".join(map(str, (*setup.servos, setup.object_servo)))
+    ids = ", ".join(map(str, setup.ids))
     return "\n".join(
         [
             f"servos  {port}: {ids} at {config.baud} baud",
@@ -689,7 +702,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    plant = SimPlant(setup.sim, setup.servos, setup.object_servo)
+    plant = setup.plant()
     with Emulator(setup.emulator, plant, camera=setup.camera) as emulator:
         print(json.dumps(emulator.ready()), flush=True)
         if options.keep:

@@ -265,6 +265,7 @@ def emulator_setup(config: RigConfig, link: str | None, *, camera: bool = True) 
         sim=config.sim,
         servos=config.dclaw.joint_ids,
         object_servo=config.dclaw.object_id,
+        guide_servo=config.dclaw.guide_id,
         camera=camera,
     )
 
@@ -294,7 +295,7 @@ def emulate(config: RigConfig, resources: ExitStack, *, cameras: bool = True) ->
 
 def _build_simulated(config: RigConfig, *, cameras: bool) -> Rig:
     dclaw = config.dclaw
-    plant = SimPlant(config.sim, dclaw.joint_ids, dclaw.object_id, config.camera.size)
+    plant = SimPlant(config.sim, dclaw.joint_ids, dclaw.object_id, config.camera.size, dclaw.guide_id)
     captured = config.camera.width, config.camera.height
     # The simulation draws through a perfect lens in the place that its settings say.
     view = {"projection": config.sim.camera.projection(*captured).tolist(), "lens": None}

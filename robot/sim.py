@@ -48,7 +48,7 @@ from robot.types import (
     Snapshot,
     StaleFrame,
 )
-from robot.world import JOINTS, VALVE_JOINT, CameraPose, Painter, WorldConfig, dclaw_model
+from robot.world import GUIDE_JOINT, JOINTS, VALVE_JOINT, CameraPose, Painter, WorldConfig, dclaw_model
 
 Integers = NDArray[np.int64]
 
@@ -57,6 +57,8 @@ VALVE_SERVO = 50
 # Ticks at joint angle 0, such that ROBEL's calibration holds: angle = ticks * rad per tick + offset, with
 # offset -pi/2 for the first joint of each finger and -pi for all others and the valve.
 ROBEL_ZEROS = (1024, 2048, 2048) * 3 + (2048,)
+GUIDE_ZERO = 2048  # ticks, as the valve's; a guide's servo is mounted with sign 1
+_VALVE = len(JOINTS)  # the row of the valve's servo; a guide's follows
 ZERO_TICKS = np.array(ROBEL_ZEROS, dtype=np.int64)
 RESET_POSE = (0.0, -math.pi / 3, math.pi / 3) * 3  # rad, ROBEL's
 _GOAL = reg.GOAL_POSITION.address
@@ -162,8 +164,9 @@ def _spoils(fault: FaultConfig) -> bool:
 class SimPlant:
     """A whole D'Claw rig in one object: pass it as bus, camera and clock.
 
-    Bus: the registers of nine finger servos and the valve's servo, byte-exact (`read_memory`,
-    `write_memory`, as a wire emulator needs) and vectorised (`sync_read`, `sync_write`); both agree.
+    Bus: the registers of nine finger servos, the valve's and, if there is one, the guide's, byte-exact
+    (`read_memory`, `write_memory`, as a wire emulator needs) and vectorised (`sync_read`, `sync_write`); both
+    agree.
     Camera: renders the present when asked. Clock: `sleep_until` steps the physics.
     Bus and clock may be used from several threads; pictures must all be asked for from one thread.
     """
@@ -174,19 +177,27 @@ class SimPlant:
         servos: Sequence[int] = FINGER_SERVOS,
         object_servo: int = VALVE_SERVO,
         image_size: tuple[int, int] = (64, 64),  # width, height
+        guide_servo: int | None = None,  # id of the servo that points at a goal; None: there is none
     ) -> None:
-        if len(servos) != len(JOINTS) or len({*servos, object_servo}) != len(JOINTS) + 1:
+        guides = () if guide_servo is None else (guide_servo,)
+        ids = (*servos, object_servo, *guides)
+        if len(servos) != len(JOINTS) or len({*ids}) != len(ids):
             raise ValueError(
-                f"a D'Claw has {len(JOINTS)} finger servos and a valve, got ids {servos}, {object_servo}"
+                f"a D'Claw has {len(JOINTS)} finger servos and a valve, got ids {servos}, "
+                + ", ".join(map(str, (object_servo, *guides)))
             )
         self.config = config
         self._lock = threading.RLock()
-        self._model = dclaw_model(config, floor_texture=config.randomise.floor_texture is not None)
+        self._model = dclaw_model(
+            config, floor_texture=config.randomise.floor_texture is not None, guide=bool(guides)
+        )
         self._data = mujoco.MjData(self._model)
         self._timestep = float(self._model.opt.timestep)
         self._step = 0
-        self._servos = tuple(Servo(id, config.servo_model, config.firmware) for id in (*servos, object_servo))
-        self._servos[-1].load(reg.OPERATING_MODE, reg.EXTENDED_POSITION_MODE)
+        self._servos = tuple(Servo(id, config.servo_model, config.firmware) for id in ids)
+        self._signs = (*config.signs, *(1 for _ in guides))
+        self._zero_ticks = (*config.zero_ticks, *(GUIDE_ZERO for _ in guides))
+        self._servos[_VALVE].load(reg.OPERATING_MODE, reg.EXTENDED_POSITION_MODE)
         self._index_servos()
         self._prepare_motors()
         self._prepare_faults()
@@ -433,11 +444,12 @@ class SimPlant:
     def _vary_motors(self, draw: Draw) -> None:
         config = self.config
         stiffness = draw.number("servo_stiffness", config.servo_stiffness)
-        self._stiffness = [stiffness] * len(JOINTS) + [config.valve_stiffness]
+        others = len(self._servos) - len(JOINTS)
+        self._stiffness = [stiffness] * len(JOINTS) + [config.valve_stiffness] * others
         self._damping = self._model.dof_damping[self._qvel].copy()
         for row in {*self._suffering["stuck-joint"], *self._held}:
             self._model.dof_damping[self._qvel[row]] = STUCK
-        self._play = [draw.number("backlash", 0.0) / 2] * len(JOINTS) + [0.0]
+        self._play = [draw.number("backlash", 0.0) / 2] * len(JOINTS) + [0.0] * others
         self._delay = self._steps_at(draw.number("command_delay", config.command_delay))
 
     def _vary_senses(self, draw: Draw) -> None:
@@ -473,9 +485,9 @@ class SimPlant:
             return copy(self._model), copy(self._data)
 
     def teleport(self, joints: Sequence[float] | Floats, valve: float) -> None:
-        """Puts joints (9,) and valve at angles (rad), at rest, goals there; no robot can do this."""
+        """Puts joints (9,) and valve at angles (rad), all at rest, goals there; no robot can do this."""
         with self._lock:
-            self._data.qpos[self._qpos] = [*joints, valve]
+            self._data.qpos[self._qpos[: _VALVE + 1]] = [*joints, valve]
             self._data.qvel[:] = 0
             self._data.ctrl[:] = self._data.qpos[self._qpos]
             self._due.clear()
@@ -610,7 +622,7 @@ class SimPlant:
     def _measure(self, row: int) -> None:
         """Lets one servo's table show what its motor does: `_ticks` and its like for one row, much faster."""
         servo, data, slipped = self._servos[row], self._data, float(self._slipped[row])
-        sign, zero = self.config.signs[row], self.config.zero_ticks[row]
+        sign, zero = self._signs[row], self._zero_ticks[row]
         turned = (float(data.qpos[self._qpos[row]]) - slipped) / RAD_PER_TICK
         encoder = int(self._frozen.get(row, sign * round(turned) + zero))
         if self._misreading and row not in self._frozen:
@@ -631,7 +643,7 @@ class SimPlant:
         return ticks + self._shift
 
     def _encoders(self, angles: Floats) -> Integers:
-        """What encoders show, in ticks over all turns, where joints and valve stand at angles (10,) rad."""
+        """What encoders show, in ticks over all turns, where the servos stand at angles (servos,) rad."""
         return np.asarray(np.rint(angles / self._tick), dtype=np.int64) + self._zeros
 
     def _misreadings(self, count: int) -> Integers:
@@ -650,16 +662,18 @@ class SimPlant:
 
     def _prepare_motors(self) -> None:
         """The arrays that carry register values into the physics, one row per servo."""
-        joints = [self._model.joint(name) for name in (*JOINTS, VALVE_JOINT)]
+        names = (*JOINTS, VALVE_JOINT, GUIDE_JOINT)[: len(self._servos)]
+        joints = [self._model.joint(name) for name in names]
         self._qpos = np.array([joint.qposadr[0] for joint in joints])
         self._qvel = np.array([joint.dofadr[0] for joint in joints])
         config = self.config
-        self._stiffness = [config.servo_stiffness] * len(JOINTS) + [config.valve_stiffness]
+        others = len(joints) - len(JOINTS)
+        self._stiffness = [config.servo_stiffness] * len(JOINTS) + [config.valve_stiffness] * others
         self._torque_per_unit = reg.AMPERE_PER_UNIT[config.servo_model] * config.torque_constant  # Nm
-        signs = np.array(config.signs, np.float64)
-        self._zeros = np.array(config.zero_ticks, np.int64)
+        signs = np.array(self._signs, np.float64)
+        self._zeros = np.array(self._zero_ticks, np.int64)
         self._tick, self._speed_unit = signs * RAD_PER_TICK, signs * RAD_PER_S_PER_UNIT  # rad, rad/s, each
-        self._mounting = list(zip(config.zero_ticks, self._tick.tolist(), strict=True))  # quick to look up
+        self._mounting = list(zip(self._zero_ticks, self._tick.tolist(), strict=True))  # quick to look up
         self._torque_unit = signs * self._torque_per_unit
         self._factory_gain = self._servos[0].value(reg.POSITION_P_GAIN)
         self._model.actuator_forcelimited[:] = 1
@@ -871,7 +885,7 @@ class SimPlant:
         """The rows that a fault hits."""
         fault, everyone = happening.fault, list(range(len(self._servos)))
         if fault.kind == "slipping-valve":
-            return everyone[-1:]
+            return [_VALVE]
         if fault.kind == "brown-out" or (fault.servo is None and fault.kind in WIRE | {"voltage-dip"}):
             return everyone
         joints = [servo.id for servo in self._servos[: len(JOINTS)]]
@@ -1005,13 +1019,13 @@ class SimPlant:
             self._slide(self._valve_angle() - before)
 
     def _valve_angle(self) -> float:
-        return float(self._data.qpos[self._qpos[-1]])
+        return float(self._data.qpos[self._qpos[_VALVE]])
 
     def _slide(self, turned: float) -> None:
         """The valve has turned (rad) and its encoder with it, but for a share; goals are the encoder's."""
         slid = self._slipping * turned
         for angles in (self._slipped, self._target, self._ramp_from, self._data.ctrl):
-            angles[-1] += slid
+            angles[_VALVE] += slid
 
     def _setpoints(self, end: int) -> Floats:
         """(steps, servos) rad: what profile velocities make of the goals in each step up to `end`."""

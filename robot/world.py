@@ -12,6 +12,7 @@ import math
 import re
 import warnings
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -21,13 +22,14 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from robot.canvas import Canvases
-from robot.types import Config, Floats, Image
+from robot.types import Config, Floats, Image, ValveGeometry
 
 Element = ElementTree.Element
 Colour = tuple[float, float, float, float]
 
 SCENE = Path("dclaw/assets/dclaw3xh_valve3_v0.xml")
 VALVE_JOINT = "valve_OBJRx"
+GUIDE_JOINT = "guide"
 JOINTS = ("FFJ10", "FFJ11", "FFJ12", "MFJ20", "MFJ21", "MFJ22", "THJ30", "THJ31", "THJ32")
 COLLISION_GROUP = 4
 TESTED_MUJOCO = ((3, 17), (4, 0))  # major and minor version: from, below
@@ -42,6 +44,12 @@ ARM_BLUE: Colour = (0.05, 0.08, 0.35, 1.0)
 FINGER_BROWN: Colour = (0.45, 0.28, 0.14, 1.0)
 FLOOR_GREY: Colour = (0.78, 0.78, 0.78, 1.0)
 MOTOR_GREY: Colour = (0.35, 0.35, 0.35, 1.0)
+GUIDE_GREEN: Colour = (0.1, 0.8, 0.2, 1.0)  # as the goal's dot: nothing else in the scene is near it
+GUIDE_SPAN = (0.1, 0.13)  # m from the valve's axis: outside of the arms, which end at 0.094
+# m above the arms' axes. At any two angles of needle and valve 6 pixels of 64x64 show it, fingers at home; at
+# the height of the axes only 2 would, as an arm in front hides it.
+GUIDE_RISE = 0.012
+GUIDE_RADIUS = 0.006  # m; at its distance a pixel of such a picture is 5 mm wide
 
 
 class WorldConfig(Config):
@@ -125,12 +133,13 @@ def original_model() -> mujoco.MjModel:
     return _compile(_read(path), path.parent, cell=None)
 
 
-def dclaw_model(config: WorldConfig, *, floor_texture: bool = False) -> mujoco.MjModel:
+def dclaw_model(config: WorldConfig, *, floor_texture: bool = False, guide: bool = False) -> mujoco.MjModel:
     """The D'Claw over its valve, ready to simulate and draw; same dynamics as `original_model` by default.
 
     Nine finger actuators in the order of `JOINTS`, then the valve's servo; position control, unclamped
     (limits belong to the servo's firmware). The valve turns without end. `floor_texture` gives the floor a
-    white texture, FLOOR_TEXTURE, to be drawn upon.
+    white texture, FLOOR_TEXTURE, to be drawn upon. `guide` adds a needle outside of the valve's arms, which
+    touches nothing, and its servo as the last actuator.
     """
     check_mujoco()
     path = find_robel() / SCENE
@@ -139,6 +148,8 @@ def dclaw_model(config: WorldConfig, *, floor_texture: bool = False) -> mujoco.M
     _drop_overlay(tree)
     _drop_unseen(tree, config.geoms)
     _add_valve_servo(tree)
+    if guide:
+        _add_guide(tree)
     if floor_texture:
         _add_floor_texture(tree)
     model = _compile(tree, path.parent, cell=config.mesh_cell)
@@ -204,6 +215,30 @@ def _is_visual(node: Element) -> bool:
 def _add_valve_servo(tree: Element) -> None:
     actuators = ElementTree.SubElement(tree, "actuator")
     ElementTree.SubElement(actuators, "position", name=VALVE_JOINT, joint=VALVE_JOINT, kp="1")
+
+
+def _add_guide(tree: Element) -> None:
+    """A needle that turns about the valve's axis and points at an angle as the valve's pointer does."""
+    geometry = ValveGeometry()
+    x, y, z = geometry.centre
+    place = {"pos": _text((x, y, z + GUIDE_RISE)), "euler": _text((0, 0, geometry.zero_angle))}
+    world = ElementTree.SubElement(tree, "worldbody")
+    body = ElementTree.SubElement(world, "body", {"name": GUIDE_JOINT, **place})
+    # ROBEL's joints have this armature and damping: at a servo's 2 Nm/rad that settles without ringing.
+    hinge = {"type": "hinge", "axis": "0 0 1", "damping": "0.1", "armature": "0.001", "limited": "false"}
+    ElementTree.SubElement(body, "joint", {"name": GUIDE_JOINT, **hinge})
+    ElementTree.SubElement(body, "inertial", pos="0 0 0", mass="0.01", diaginertia="1e-4 1e-4 1e-4")
+    ends = _text((GUIDE_SPAN[0], 0, 0, GUIDE_SPAN[1], 0, 0))
+    shape = {"type": "capsule", "fromto": ends, "size": str(GUIDE_RADIUS), "rgba": _text(GUIDE_GREEN)}
+    touching = {"contype": "0", "conaffinity": "0", "group": "0"}  # group 0 is drawn with any `geoms`
+    ElementTree.SubElement(body, "geom", {"name": GUIDE_JOINT, **shape, **touching})
+    actuators = ElementTree.SubElement(tree, "actuator")
+    ElementTree.SubElement(actuators, "position", name=GUIDE_JOINT, joint=GUIDE_JOINT, kp="1")
+
+
+def _text(numbers: Iterable[float]) -> str:
+    """As XML writes them."""
+    return " ".join(map(str, numbers))
 
 
 def _add_floor_texture(tree: Element) -> None:

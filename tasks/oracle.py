@@ -78,7 +78,7 @@ class Oracle:
         controls = np.tile(data.ctrl, (count, 1))
         warmstart = np.tile(data.qacc_warmstart, (count, 1))
         for step in range(actions.shape[1]):
-            controls[:, :-1] = self._setpoints(actions[:, step], states)
+            controls[:, : len(JOINTS)] = self._setpoints(actions[:, step], states)
             states = self._advanced(model, states, controls, warmstart if step == 0 else None)
             yield self._moments(now + step + 1, states)
 
@@ -86,7 +86,7 @@ class Oracle:
         """(A,): what keeps the present where the task has nothing left to gain, else None."""
         model, data = self._plant.twin()
         now = self._moments(step, _state(model, data)[None])
-        return self._task.keeping(now, data.ctrl[:-1].copy())
+        return self._task.keeping(now, data.ctrl[: len(JOINTS)].copy())
 
     def _setpoints(self, actions: Floats, states: Floats) -> Floats:
         """(N, J) rad: the goal positions that the driver would send."""

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from robot import registers as reg
-from robot.dynamixel import DynamixelRobot
+from robot.dynamixel import DynamixelConfig, DynamixelRobot
 from robot.rig import Rig, RigConfig, build
 from robot.sim import SimConfig, SimPlant
 from robot.types import MotionFault
@@ -159,13 +159,9 @@ class PointingRobot(DynamixelRobot):
 
 @pytest.fixture
 def pointing() -> Iterator[tuple[Rig, PointingRobot]]:
-    """The simulated rig has no guide servo: its settings say that it has, its driver knows better."""
-    with build(RigConfig(kind="sim", name="sim"), cameras=False) as rig:
+    with build(RigConfig(dclaw=DynamixelConfig(guide_id=60)), cameras=False) as rig:
         robot = PointingRobot(plant_of(rig), rig.config.dclaw, rig.clock)
         rig.robot = robot
-        rig.config = rig.config.model_copy(
-            update={"dclaw": rig.config.dclaw.model_copy(update={"guide_id": 60})}
-        )
         yield rig, robot
         robot.relax()
 
@@ -177,6 +173,7 @@ def test_guide_points_at_the_goal_before_the_reset_ends(pointing: tuple[Rig, Poi
     began = rig.clock.now()
     reset_valve(rig, 1.0, RESET, 1.5)  # the valve is there already, the horn may have to turn all around
     assert robot.pointed == (1.5,)
+    assert plant_of(rig).truth["qpos"][-1] == pytest.approx(1.5, abs=math.radians(0.1))
     assert rig.clock.now() - began >= math.tau / rig.config.dclaw.object_velocity
     robot.command(robot.read().joints.position, 0.05)  # engaged, and no watchdog has tripped meanwhile
 

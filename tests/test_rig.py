@@ -19,7 +19,7 @@ import pytest
 from robot.camera import CameraConfig, deliver
 from robot.dynamixel import DynamixelConfig
 from robot.emulator import EmulatorConfig, EmulatorSetup, SerialLine
-from robot.registers import WATCHDOG_TRIPPED
+from robot.registers import RAD_PER_TICK, WATCHDOG_TRIPPED
 from robot.rig import EmulatorProcess, Rig, RigConfig, build
 from robot.sim import SimConfig, SimPlant
 from robot.types import CameraFault, PortLost, StaleFrame
@@ -217,3 +217,17 @@ def test_kill_minus_nine_leaves_the_servos_stopped_and_no_emulator_behind() -> N
     while status.exists() and ") Z " not in status.read_text():  # a zombie only waits for init
         assert time.monotonic() < deadline, "the emulator outlived its parent"
         time.sleep(0.02)
+
+
+def test_a_guide_servo_is_served_over_the_wire_where_it_has_an_id() -> None:
+    config = emulated()
+    config = config.model_copy(update={"dclaw": config.dclaw.model_copy(update={"guide_id": 60})})
+    with build(config, cameras=False) as rig:
+        rig.robot.point(0.5)
+        goal = 2048 + round(0.5 / RAD_PER_TICK)
+
+        def arrived() -> bool:
+            rig.robot.read()  # so that no watchdog stops it
+            return abs(state_of(rig)["servos"]["60"]["present_position"] - goal) <= 1
+
+        wait_until(arrived)
