@@ -344,7 +344,14 @@ def create(run: RunDir, config: RunConfig) -> None:
 # What may change when a run goes on: the schedule, where things are plugged in, what computes.
 MAY_CHANGE = (
     *("train.", "hw.bus.", "hw.patience.", "hw.camera.source", "hw.camera.health", "hw.camera.record"),
-    *("hw.camera.scene", "hw.scene_check.", "hw.cameras.", "agent.device", "agent.matmul", "agent.cuda_graph"),
+    *(
+        "hw.camera.scene",
+        "hw.scene_check.",
+        "hw.cameras.",
+        "agent.device",
+        "agent.matmul",
+        "agent.cuda_graph",
+    ),
 )
 
 
