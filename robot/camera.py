@@ -295,6 +295,7 @@ class OpenCvCamera:
         self._sharpness = Sharpness(config.health.blurred, tell) if tell else None
         self._taker = taker
         self._clock = clock
+        self._queues = config.is_stream and opener is None
         self._open = opener or (lambda config: open_capture(config, clock))
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -416,7 +417,7 @@ class OpenCvCamera:
         except CameraFault as fault:
             self._note(fault)
             return
-        arrivals = Arrivals()
+        arrivals = Arrivals(queued=self._queues)
         try:
             while not self._stop.is_set():
                 self._take(capture, arrivals)

@@ -23,6 +23,7 @@ TAIL = 16  # px, rows of one block of a JPEG with halved colours
 GAP = 4.0
 WAITED = 0.5  # of the usual gap: who waits so long for a picture has found no older one ...
 WAITS = 2  # ... if it happens in a row; once, the machine may have done something else meanwhile
+BLINK = 0.003  # s, as long as no gap is known; a picture that is there comes within 1 ms
 GAPS = 5  # of which the usual one is the median: a source may change its rate
 BLUR_PERIOD = 1.0  # s between two looks at the sharpness
 BLUR_LOOKS = 10  # that are taken together: a hand before the lens, or a fast finger, is no blurred lens
@@ -97,17 +98,18 @@ class Arrivals:
     now; dates are true again once pictures have to be waited for.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, queued: bool = False) -> None:
+        """queued: whether pictures wait already, as FFmpeg has some once it knows what a stream is."""
         self._gaps: deque[float] = deque(maxlen=GAPS)  # s
         self._last: float | None = None  # s
-        self._doubt = 0  # how many pictures are still to be waited for
+        self._doubt = WAITS * queued  # how many pictures are still to be waited for
 
     def fresh(self, asked: float, came: float) -> bool:
         """Whether a picture that was asked for, and came (s), is as new as it looks."""
         gap = came - (asked if self._last is None else self._last)
         self._last = came
         usual = float(np.median(self._gaps)) if len(self._gaps) == GAPS else 0.0
-        waited = came - asked >= WAITED * usual
+        waited = came - asked >= (WAITED * usual or BLINK)
         if waited:
             self._gaps.append(gap)
         if self._doubt:

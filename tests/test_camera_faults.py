@@ -141,8 +141,9 @@ def test_the_emulated_scene_at_rest_is_never_taken_for_a_camera_that_hangs(
     studio: Studio, camera: OpenCvCamera
 ) -> None:
     wait_until(lambda: camera.statistics()["frames"] > 60)
-    spoiled = {name: count for name, count in camera.statistics().items() if name != "frames" and count}
-    assert not spoiled
+    counts = camera.statistics()
+    del counts["frames"], counts["late"]  # the latter of pictures that came while the stream was opened
+    assert not any(counts.values())
 
 
 def test_a_picture_shorter_than_a_jpegs_header_can_be_damaged_too() -> None:

@@ -191,6 +191,11 @@ def test_pictures_that_lay_in_a_queue_while_the_program_was_held_up_are_none(wit
     assert fresh(arrivals, steady(20, 2.083)) == [False] + [True] * 19
 
 
+def test_pictures_that_came_while_a_stream_was_opened_are_none() -> None:
+    opened = [(0.300 + 0.001 * n, 0.301 + 0.001 * n) for n in range(8)]
+    assert fresh(Arrivals(queued=True), [*opened, *steady(20, 0.330)]) == [False] * 9 + [True] * 19
+
+
 def test_pictures_after_a_silence_and_at_another_rate_are_frames_again() -> None:
     arrivals = Arrivals()
     assert all(fresh(arrivals, steady(20)))
