@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
+from robot import registers as reg
 from robot.clock import Ticker
-from robot.registers import FINGER_SEGMENTS
+from robot.dynamixel import DynamixelRobot
+from robot.registers import FINGER_SEGMENTS, servo_name
 from robot.rig import Rig
 from robot.types import Floats, MotionFault
 
@@ -28,6 +31,31 @@ def out_of_the_way(rig: Rig) -> None:
     middle = np.arange(len(here)) % len(FINGER_SEGMENTS) == 1
     ease(rig, np.where(middle, goal, here))
     ease(rig, goal)
+
+
+def require_limp(rig: Rig) -> None:
+    """Refuses a rig, not engaged, that hands cannot move, or whose servos count otherwise than in a run.
+
+    Nothing is switched off here: fingers that somebody else's program left standing would fall. Raises
+    MotionFault, BusFault.
+    """
+    robot = rig.robot
+    if not isinstance(robot, DynamixelRobot):
+        return
+    if driven := robot.driven():
+        raise MotionFault(
+            f"{_named(driven)} under torque, which another program left on: hold what may fall, switch the "
+            "servo power off and on, then try again."
+        )
+    if turned := [found.servo for found in robot.differences() if found.register == reg.DRIVE_MODE]:
+        raise MotionFault(
+            f"{_named(turned)} set to count otherwise than in a run (register 10, drive mode): "
+            "`run_robot.py check --hw ... --fix` sets it right, then try again."
+        )
+
+
+def _named(servos: Sequence[int]) -> str:
+    return f"{', '.join(map(servo_name, servos))} {'is' if len(servos) == 1 else 'are'}"
 
 
 def ease(rig: Rig, pose: Floats) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pictures
 from rich.console import Console
 
+from calibration.moving import require_limp
 from calibration.recording import write_whole
 from robot.camera import CameraConfig
 from robot.canvas import Canvas
@@ -116,7 +117,8 @@ class Overlay:
     """What a limp rig's camera shows, with the model over it."""
 
     def __init__(self, rig: Rig) -> None:
-        """Raises CameraFault, RuntimeError."""
+        """Raises CameraFault, RuntimeError, MotionFault for servos under torque, BusFault."""
+        require_limp(rig)
         self._rig, self._ghost = rig, ghost_of(rig)
         self._state: dict[str, Any] = {}
 

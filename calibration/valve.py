@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from calibration.board import CalibrationError
-from calibration.moving import out_of_the_way
+from calibration.moving import out_of_the_way, require_limp
 from calibration.publishing import publish_settings
 from calibration.terminal import Keys
 from robot.camera import crop_box
@@ -168,6 +168,7 @@ def by_hand(rig: Rig, keys: Keys, told: Told) -> list[ValveSighting]:
     `told` hears what each look has found, mostly the same as before. Ends by Enter, or when there are
     as many angles as the servo would have turned to. Raises Fault.
     """
+    require_limp(rig)
     watch, found = ValveWatch(rig), list[ValveSighting]()
     told(TURN)
     while len(found) < ANGLES and not keys.pressed():

@@ -310,6 +310,12 @@ class DynamixelRobot:
         finally:
             self.lock.release()
 
+    @_exclusive
+    def driven(self) -> list[int]:
+        """The servos under torque, whoever switched it on. Raises BusFault."""
+        states = self._table.values(reg.TORQUE_ENABLE, self._ids)
+        return [servo for servo, on in states.items() if on]
+
     def differences(self) -> list[Difference]:
         """What the servos carry for good and should not; moves and writes nothing. Raises BusFault."""
         self._settings.identify()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TextIO
 
@@ -18,9 +19,10 @@ from calibration.valve import ANGLES, ValveSighting, ValveWatch, by_hand, by_ser
 from configs.document import Layer
 from configs.loader import load
 from configs.run import HwConfig
+from robot import registers as reg
 from robot.rig import Rig, RigConfig, build
 from robot.sim import RESET_POSE, SimPlant
-from robot.types import CameraFault
+from robot.types import CameraFault, MotionFault
 from robot.valve_vision import NotVisible
 
 AROUND = np.linspace(-math.pi, math.pi, ANGLES, endpoint=False)
@@ -67,6 +69,22 @@ def test_hands_can_turn_the_valve_of_a_limp_robot(nobody: TextIO) -> None:
     rig.close()
     assert (found.sign, len(found.sightings)) == (1, ANGLES)
     assert math.remainder(found.offset + math.pi, math.tau) == pytest.approx(0, abs=math.radians(0.5))
+
+
+@pytest.mark.parametrize(
+    ("register", "words"),
+    [
+        (reg.TORQUE_ENABLE, r"servo 50 .* is under torque, which another program left on"),
+        (reg.DRIVE_MODE, r"servo 50 .* is set to count otherwise .* check --hw \.\.\. --fix"),
+    ],
+)
+def test_hands_are_not_asked_to_turn_what_stands_or_counts_backwards(
+    register: reg.Register, words: str, nobody: TextIO
+) -> None:
+    with closing(build(RigConfig())) as rig:
+        plant_of(rig).servos[50].load(register, 1)
+        with pytest.raises(MotionFault, match=words):
+            by_hand(rig, Keys(nobody), lambda news: None)
 
 
 def test_a_valve_in_motion_is_not_sighted() -> None:
