@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from configs.document import ConfigError, CoreLoader, Layer, Reader
 from configs.loader import Problem, choices, differences, dump, find, load
-from configs.run import RunConfig, cross_checks
+from configs.run import NO_GUIDE, RunConfig, cross_checks
 from robot.bus import BusConfig
 from robot.camera import delivered_projection
 from robot.dynamixel import DynamixelConfig, limit_ticks
@@ -613,9 +613,7 @@ def test_every_value_of_the_bench_file_is_explained() -> None:
         (["agent.window=100000"], "agent.window: a window of 100000 steps does not fit into the 10000 random steps to begin with"),
         (["hw.camera.fps=8"], "hw.camera.fps: no frame would be fresh enough: a step takes 0.1 s"),
         (["hw.camera.projection=null"], "hw.camera.projection: is needed to draw the goal into the image (task.cue: dot)"),
-        (["task.cue=pointer"], "hw.dclaw.guide_id: is needed to show the goal by a guide servo (task.cue: pointer)"),
-        (["task.cue=pointer", "hw.kind=sim"], "task.cue: the sim D'Claw has no guide servo (pointer): dot, vector or none"),
-        (["task.cue=pointer", "hw.kind=emulated"], "task.cue: the emulated D'Claw has no guide servo (pointer): dot, vector or none"),
+        *((["task.cue=pointer", f"hw.kind={kind}"], f"hw.dclaw.guide_id: {NO_GUIDE}") for kind in ("sim", "emulated", "real")),
         (["train.replay_capacity=5000"], "train.replay_capacity: holds less than the 10000 random steps to begin with"),
     ],
 )  # fmt: skip

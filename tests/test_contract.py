@@ -26,9 +26,11 @@ from tasks.replay import rescore
 
 NAMES = [name for name in choices(run_robot.CONFIGS / "tasks") if not name.startswith("dm_")]
 TOLD = ["task.cue=vector"]
+POINTED_AT = ["task.cue=pointer", "hw.dclaw.guide_id=60"]
 CASES: dict[str, tuple[str, list[str]]] = {
     **{name: (name, []) for name in NAMES},
     **{f"{name}, told": (name, TOLD) for name in ("turn_fixed", "pose_fixed")},
+    "valve_random, pointed at": ("valve_random", POINTED_AT),
 }
 FIXED = {"turn_fixed", "turn_fixed, told", "screw_fixed"}  # ROBEL's: nothing is drawn
 BOUNDS = {  # of every reward term that there is, per step
