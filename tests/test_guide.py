@@ -146,8 +146,7 @@ def test_a_slipping_valve_is_the_valves_and_not_the_guides(plant: SimPlant) -> N
     assert plant.read(reg.PRESENT_POSITION, GUIDE) == pytest.approx(2048 + 1.0 / reg.RAD_PER_TICK, abs=1)
 
 
-def test_it_is_foreseen_to_stay(plant: SimPlant) -> None:
-    """An expert that plans on a rig with a guide foresees what then happens, as on one without."""
+def test_an_expert_foresees_fingers_and_valve_beside_a_guide() -> None:
     env = make()
     env.reset(seed=3)
     assert isinstance(env.task, Valve)
