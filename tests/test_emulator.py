@@ -327,8 +327,9 @@ def test_no_client_spoils_the_port_for_the_next_one(emulator: Emulator, plant: S
             client.write(build(protocol.BROADCAST, Instruction.SYNC_READ, rng.bytes(30))[: rng.integers(40)])
     with serial.Serial(emulator.port, 123_456) as odd:  # a speed that no servo speaks
         odd.write(build(10, Instruction.PING))
-    with open(emulator.port, "rb+", buffering=0) as raw:  # who sets nothing at all
-        raw.write(protocol.HEADER)
+    raw = os.open(emulator.port, os.O_RDWR | os.O_NOCTTY)  # who sets nothing at all
+    os.write(raw, protocol.HEADER)
+    os.close(raw)
     time.sleep(0.15)  # the pause that ends a packet
     driver = Driver(emulator.port)
     assert driver.ping(10)[1] == 0
