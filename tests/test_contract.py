@@ -32,6 +32,9 @@ CASES: dict[str, tuple[str, list[str]]] = {
     **{f"{name}, told": (name, TOLD) for name in ("turn_fixed", "pose_fixed")},
     "valve_random, pointed at": ("valve_random", POINTED_AT),
 }
+PARAMETERS = [
+    pytest.param(name, marks=pytest.mark.slow if CASES[name][1] is POINTED_AT else []) for name in CASES
+]
 FIXED = {"turn_fixed", "turn_fixed, told", "screw_fixed"}  # ROBEL's: nothing is drawn
 BOUNDS = {  # of every reward term that there is, per step
     "distance": (-5 * np.pi, 0.0),
@@ -62,7 +65,7 @@ def make(name: str) -> RobotEnv:
     return registration.make(task, settings=settings)
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=PARAMETERS)
 def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     env = make(request.param)
     yield Case(request.param, env)
@@ -84,7 +87,7 @@ def episode(name: str, seed: int, steps: int = 6) -> list[Any]:
         env.close()
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", PARAMETERS)
 @pytest.mark.filterwarnings("error::UserWarning", "ignore:.*infinity.*:UserWarning")
 def test_gymnasiums_own_checker_accepts_it_by_its_id(name: str) -> None:
     task, settings = CASES[name]
@@ -96,7 +99,7 @@ def test_gymnasiums_own_checker_accepts_it_by_its_id(name: str) -> None:
         env.close()
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_a_seed_decides_everything_and_another_draws_another_start(name: str) -> None:
     first = episode(name, seed=3)
     again = episode.__wrapped__(name, seed=3)

@@ -79,6 +79,18 @@ TABLE = [
 ]
 
 
+DAILY = {
+    "lost",
+    "corrupt",
+    "unplug",
+    "dead",
+    "overload",
+    "overheat",
+    "reboot",
+    "heat",
+}  # the others: test-all
+
+
 class Bench:
     """An emulated robot in a process of its own, with its control step; faults are told to it over HTTP."""
 
@@ -138,7 +150,10 @@ def bench(benches: list[Bench]) -> Iterator[Bench]:
         bench.rig.close()
 
 
-@pytest.mark.parametrize("row", TABLE, ids=str)
+@pytest.mark.parametrize(
+    "row",
+    [pytest.param(row, id=str(row), marks=[] if row.kind in DAILY else pytest.mark.slow) for row in TABLE],
+)
 def test_every_fault_is_found_at_once_told_by_name_and_overcome(bench: Bench, row: Row) -> None:
     bench.in_order = False
     rng = np.random.default_rng(0)

@@ -75,6 +75,7 @@ def guest(tmp_path: Path) -> dict[str, str]:
     return installed(tmp_path, f"[{points[1]}]\n{points[2].replace(chr(34), '')}", spin=block("python"))
 
 
+@pytest.mark.slow
 def test_the_guides_task_runs_from_its_file(guest: dict[str, str], tmp_path: Path) -> None:
     done = run(f"--task {tmp_path}/spin.yaml --hw sim --agent sac_state --dry-run", guest)
     assert done.returncode == 0, done.stderr
