@@ -118,6 +118,7 @@ def test_a_task_that_is_none_is_left_out_and_told(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_robot_of_a_package_is_driven_like_our_own(tmp_path: Path) -> None:
     points = "[dclaw_slac.robots]\narm = guest:arm\nbroken = guest:broken\nnowhere = nowhere:arm\n"
     guest = installed(tmp_path, points, guest=ARM)

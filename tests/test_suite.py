@@ -186,6 +186,7 @@ def test_without_dm_control_the_message_says_what_to_type(monkeypatch: pytest.Mo
         load_task(CHEETAH)
 
 
+@pytest.mark.slow
 def test_slac_trains_on_it_from_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -529,6 +529,7 @@ def test_the_learner_catches_up_before_the_run_ends(run: RunDir, env: Toy) -> No
     assert summary(run)["rig"]["updates"] == 30 - 10
 
 
+@pytest.mark.slow
 def test_what_the_learner_cannot_catch_up_with_is_told(
     run: RunDir, env: Toy, capsys: pytest.CaptureFixture[str]
 ) -> None:
