@@ -99,6 +99,7 @@ def opened(bench: Bench) -> closing[OpenCvCamera]:
     return closing(OpenCvCamera(CameraConfig(source=bench.url), SystemClock()))
 
 
+@pytest.mark.slow
 def test_the_command_leads_from_a_camera_to_settings_for_it(
     bench: Bench,
     keyboard: TextIO,

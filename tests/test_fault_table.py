@@ -79,16 +79,7 @@ TABLE = [
 ]
 
 
-DAILY = {
-    "lost",
-    "corrupt",
-    "unplug",
-    "dead",
-    "overload",
-    "overheat",
-    "reboot",
-    "heat",
-}  # the others: test-all
+DAILY = {"lost", "unplug", "dead", "overload", "overheat", "reboot"}  # the others: test-all
 
 
 class Bench:

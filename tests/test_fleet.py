@@ -198,6 +198,7 @@ def test_a_policy_that_fails_leaves_closed_logs(points: Fleet, tmp_path: Path) -
     assert [(summary.steps, summary.fault) for summary in summaries] == [(1, "FloatingPointError")] * 2
 
 
+@pytest.mark.slow
 def test_training_on_two_robots_is_the_same_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     command = (

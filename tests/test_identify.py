@@ -141,6 +141,7 @@ def test_rollouts_move_as_the_plant_did_to_the_tick(recording: Recording) -> Non
         assert np.abs(rollouts.valve(HIDDEN, turn) - turn.position).max() < 3 * RAD_PER_TICK
 
 
+@pytest.mark.slow
 def test_what_the_recording_leaves_open_keeps_its_nominal_value_and_is_told() -> None:
     """Friction far below what a tick can show, in a soft servo, and no valve at all."""
     hidden = SimConfig(servo_stiffness=3.0, friction_loss=1e-5)

@@ -524,6 +524,7 @@ def test_a_learner_that_dies_while_the_actor_waits_for_its_first_policy_is_notic
     assert summary(run)["training"]["episodes"] == 2
 
 
+@pytest.mark.slow
 def test_the_learner_catches_up_before_the_run_ends(run: RunDir, env: Toy) -> None:
     make_training(run, env, RemoteLearner(run)).execute()
     assert summary(run)["rig"]["updates"] == 30 - 10
