@@ -106,6 +106,7 @@ class SequenceReplay:
         self._angle = np.full(capacity, np.nan, np.float32)
         self._head = 0  # where the next entry goes
         self._size = 0
+        self.largest_reward = 0.0  # absolute, of the stored steps: every update asks for it
         self._starts: dict[int, NDArray[np.int64]] = {}  # by window length; emptied when steps are added
 
     def __len__(self) -> int:
@@ -115,11 +116,6 @@ class SequenceReplay:
     def state_size(self) -> int:
         """Numbers per state; 0 when none are stored."""
         return 0 if self._state is None else self._state.shape[1]
-
-    @property
-    def largest_reward(self) -> float:
-        """The largest absolute reward of a stored step."""
-        return max(float(self._reward.max()), -float(self._reward.min()))
 
     def add_episode(
         self,
@@ -144,6 +140,7 @@ class SequenceReplay:
         self._put_observations(at, images, states)
         self._action[at[:-1]], self._action[at[-1]] = actions, 0.0
         self._reward[at[:-1]], self._reward[at[-1]] = rewards, 0.0
+        self.largest_reward = max(float(self._reward.max()), -float(self._reward.min()))
         self._angle[at] = np.nan if angles is None else angles
         self._discount[at] = 1.0
         self._discount[at[-2]] = 0.0 if terminated else 1.0
