@@ -147,7 +147,9 @@ class Parser(argparse.ArgumentParser):
         if message.endswith("required: episode"):
             message = "which EPISODE? `ls runs/*/episodes` shows what there is"
         if message.endswith("required: what"):
-            message = "calibrate what? run_robot.py calibrate camera --hw ..., or joints"
+            message = (
+                "calibrate what? run_robot.py calibrate camera --hw ..., or joints, valve, scene, overlay"
+            )
         said = f"run_robot.py {self.command}: {message.removeprefix('argument ')}"
         print(f"{said}\n`run_robot.py --help` shows all options", file=sys.stderr)
         raise SystemExit(2)
