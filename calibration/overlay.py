@@ -17,6 +17,7 @@ from calibration.moving import require_limp
 from calibration.recording import write_whole
 from robot.camera import CameraConfig
 from robot.canvas import Canvas
+from robot.delivery import straightened
 from robot.mjpeg import CameraServer, FrameFeed
 from robot.place import Place
 from robot.rig import Rig
@@ -103,9 +104,7 @@ def ghost_of(rig: Rig) -> Ghost:
 
 def laid_over(picture: Image, camera: CameraConfig, robot: Image, filled: NDArray[np.bool_]) -> Image:
     """The straightened picture with the drawn robot half transparent over it, and its outline."""
-    if camera.lens is not None:
-        bent = np.array(camera.lens.distortion)
-        picture = np.asarray(cv2.undistort(picture, camera.lens.matrix, bent), np.uint8)
+    picture = straightened(picture, camera.lens)
     shown = picture.copy()
     shown[filled] = np.rint((1 - SHARE) * picture[filled] + SHARE * robot[filled])
     inside = filled.astype(np.uint8)

@@ -19,7 +19,7 @@ from calibration.terminal import Keys
 from robot.camera import crop_box
 from robot.rig import CAMERA, NO_LIMIT, Rig
 from robot.types import CameraFault, Floats, JointState, ValveGeometry
-from robot.valve_check import SharpCamera, sharp_enough
+from robot.valve_check import SharpCamera, median_angle, sharp_enough
 from robot.valve_vision import NotVisible, ValveEye
 
 ANGLES = 12  # to which the servo turns the valve
@@ -65,7 +65,7 @@ def fit(sightings: Sequence[ValveSighting], near: float) -> ValveCalibration:
     seen = np.array([sighting.seen for sighting in sightings])
     _require_around(seen)
     signs: tuple[Literal[1, -1], ...] = (1, -1)
-    found = min((_fit(sightings, sign, near) for sign in signs), key=_rms)
+    found = min((_fit(sightings, sign, near) for sign in signs), key=_mean_square)
     worst = int(np.abs(found.residuals).argmax())
     if abs(found.residuals[worst]) > AGREE:
         raise CalibrationError(
@@ -100,7 +100,7 @@ def _fit(sightings: Sequence[ValveSighting], sign: Literal[1, -1], near: float) 
     return ValveCalibration(near + math.remainder(offset - near, math.tau), sign, (*sightings,), residuals)
 
 
-def _rms(found: ValveCalibration) -> float:
+def _mean_square(found: ValveCalibration) -> float:
     return float(np.square(found.residuals).mean())
 
 
@@ -129,11 +129,9 @@ class ValveWatch:
         after = self.encoder()
         if abs(float(after.position[0] - before.position[0])) > STILL:
             return NotVisible("the valve is in motion")
-        middle = float(np.angle(np.exp(1j * np.array(angles)).mean()))
-        seen = middle + float(np.median([math.remainder(angle - middle, math.tau) for angle in angles]))
         # Back to what the servo said: angle = sign * servo + offset.
         servo = (float(after.position[0]) - self._dclaw.object_offset) * self._dclaw.object_sign
-        return ValveSighting(servo, math.remainder(seen, math.tau))
+        return ValveSighting(servo, median_angle(np.array(angles)))
 
     def encoder(self) -> JointState:
         """The valve's reading. Raises BusFault."""

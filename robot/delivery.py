@@ -73,6 +73,13 @@ def _straightening(
     )
 
 
+def straightened(image: MatLike, lens: Lens | None) -> Image:
+    """A whole captured image (H, W, 3) as a lens without distortion would have made it, of the same size."""
+    if lens is None:
+        return np.asarray(image, np.uint8)
+    return np.asarray(cv2.undistort(image, lens.matrix, np.array(lens.distortion)), np.uint8)
+
+
 def deliver(image: MatLike, config: CameraConfig) -> Image:
     """One captured BGR image as `Delivery` makes it; with a lens, many cost less there."""
     return Delivery(config)(image)

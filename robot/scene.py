@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from robot.camera import CameraConfig, OpenCvCamera, SceneRecord
+from robot.delivery import straightened
 from robot.kinematics import MovingParts
 from robot.place import Place
 from robot.types import CameraFault, CameraMoved, Clock, Config, Floats, Image, ValveGeometry
@@ -181,10 +182,8 @@ class SceneEye:
 
     def _detail(self, image: Image) -> Grey:
         """The straightened picture without what changes slowly across it: light and shading."""
-        if self._lens is not None:
-            bent = np.array(self._lens.distortion)
-            image = np.asarray(cv2.undistort(image, self._lens.matrix, bent), np.uint8)
-        grey = cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32), (0, 0), SOFT)
+        seen = cv2.cvtColor(straightened(image, self._lens), cv2.COLOR_RGB2GRAY)
+        grey = cv2.GaussianBlur(seen.astype(np.float32), (0, 0), SOFT)
         return np.asarray(grey - cv2.GaussianBlur(grey, (0, 0), self._px(PATCH) / 2))
 
     def _px(self, share: float) -> int:

@@ -87,7 +87,7 @@ class EncoderWitness:
         return self._judged(sighting.angle, math.remainder(angle, math.tau))
 
     def _judged(self, seen: float, encoder: float) -> Disagreement | None:
-        apart = _middle(np.array(self._latest))
+        apart = median_angle(np.array(self._latest))
         if self._first is None:
             self._first = apart
         changed = abs(math.remainder(apart - self._first, math.tau)) > self._config.limit
@@ -100,7 +100,7 @@ class EncoderWitness:
         return None
 
 
-def _middle(angles: Floats) -> float:
+def median_angle(angles: Floats) -> float:
     """The median of angles (N,) rad, wherever on the circle they lie."""
     around = float(np.angle(np.exp(1j * angles).sum()))
     turned = np.remainder(angles - around + math.pi, math.tau) - math.pi
