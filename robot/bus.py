@@ -1,9 +1,11 @@
 """The serial bus of Dynamixel servos, Protocol 2.0, on the unmodified `dynamixel_sdk`.
 
-The SDK builds, sends and parses packets. What it leaves open is closed here: exclusive ports, waiting without
-spinning, time-outs that are ours, group reads that lose one servo and not all, error bytes that are never
-dropped, registers from all over the table in one packet, and every failure of the operating system as one
-typed fault.
+The SDK's parser finds packets in whatever arrives. Closed here is what it leaves open: exclusive ports,
+waiting without spinning, time-outs that are ours, byte stuffing that reaches the wire and comes off it whole
+(the SDK 4.1.0 stuffs a copy and sends the original), group reads that lose one servo and not all, error bytes
+that are never dropped, registers from all over the table in one packet, and every failure of the operating
+system as one typed fault. What costs time in every cycle does not go through it: requests are built, and
+answers that are whole taken, in a few calls instead of some for every byte.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import numpy as np
 import serial
 from dynamixel_sdk.port_handler import PortHandler
 from dynamixel_sdk.protocol2_packet_handler import Protocol2PacketHandler
-from dynamixel_sdk.robotis_def import COMM_RX_CORRUPT, COMM_SUCCESS
+from dynamixel_sdk.robotis_def import COMM_RX_CORRUPT, COMM_SUCCESS, MAX_ID
 from pydantic import Field
 from serial.tools import list_ports
 
@@ -32,13 +34,14 @@ from robot.protocol import (
     BITS_PER_BYTE,
     BROADCAST,
     HEADER,
+    MAX_LENGTH,
     STATUS_OVERHEAD,
     ErrorNumber,
     Instruction,
+    build,
     crc16,
     describe_refusal,
     destuff,
-    stuff,
 )
 from robot.registers import (
     FINGER_SEGMENTS,
@@ -52,11 +55,14 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _ID, _BODY, _ERROR, _DATA, _CRC = 4, 7, 8, 9, -2  # where they start in a status packet
+_HEAD = struct.Struct("<BHB")  # of a packet, behind its header: id, length, instruction
+_PLACE = struct.Struct("<HH")  # address and size of what is read or written
 _POLL = 0.001  # s that a read blocks in the kernel before it looks at the clock again
 # s; the kernel keeps 4096 bytes, so a port that does not take a packet is dead. pyserial counts the time that
 # our process did not run, too: with 0.05 s a busy machine had healthy ports fail.
 _WRITE_TIMEOUT = 0.2
 _RETURN_DELAY = 508e-6  # s, the longest that register 9 can tell a servo to wait before it answers
+_FIRST_PART = _BODY + 1  # where a fast reply's first servo begins
 _FAST_OVERHEAD = 4  # bytes of each servo's part of a fast reply without data: error, id, checksum
 _PING_SLOT = 3e-3  # s that each id has to answer a broadcast ping, by the SDK's own window
 _PING_DATA = 3  # bytes: model number and firmware version
@@ -110,7 +116,8 @@ class _Port(PortHandler):  # type: ignore[misc]  # the SDK is untyped
         self._patience = config.timeout_ms * 1e-3
         self._sent = 0  # bytes of the last request
         self._limit = self._deadline = 0.0  # s, until when answers are awaited, at most and as things are
-        self._rest: bytes | None = None  # what had arrived by the deadline and is not read yet
+        self._arrived = b""  # what the SDK has not asked for yet
+        self._over = False  # whether nothing more is taken: the deadline has passed
 
     def setupPort(self, cflag_baud: int) -> bool:  # noqa: N802
         """Opens the port. Raises OSError or termios.error."""
@@ -128,29 +135,63 @@ class _Port(PortHandler):  # type: ignore[misc]  # the SDK is untyped
         self.ser.reset_input_buffer()
         return True
 
-    def writePort(self, packet: Sequence[int]) -> int:  # noqa: N802
-        """Sends a packet and remembers how long it occupies the wire."""
+    def send(self, packet: bytes) -> None:
+        """Sends a packet; what arrived before it is no answer to it. Raises OSError."""
+        self._arrived = b""
+        self.ser.reset_input_buffer()
         self._sent = len(packet)
-        return self.ser.write(bytes(packet)) or 0
+        if self.ser.write(packet) != len(packet):
+            raise OSError(errno.EIO, "the port did not take the packet")
 
     def readPort(self, length: int) -> bytes:  # noqa: N802
         """Up to `length` bytes; after the deadline what had arrived by then and no more.
 
         So a line that never falls silent does not catch us, and a host that looks late loses nothing.
         """
-        if self._rest is None and self._clock.now() > self._deadline:
-            self._rest = bytes(self.ser.read(self.ser.in_waiting))
-        if self._rest is None:
-            return bytes(self.ser.read(length))
-        length = max(0, length)  # the SDK asks for fewer than none when it has read beyond a short packet
-        taken, self._rest = self._rest[:length], self._rest[length:]
+        if len(self._arrived) < length:
+            self._listen(length)
+        return self._take(max(0, length))  # the SDK asks for fewer than none behind a short packet
+
+    def intact_packet(self, fast: bool) -> bytes | None:
+        """The next status packet, if it is whole and no noise comes before it; else nothing is taken.
+
+        What is stuffed is left to the SDK, too; fast replies never are.
+        """
+        self._await(STATUS_OVERHEAD)
+        if len(self._arrived) < STATUS_OVERHEAD or not self._arrived.startswith(HEADER):
+            return None
+        servo, length, instruction = _HEAD.unpack_from(self._arrived, _ID)
+        possible = servo <= (BROADCAST if fast else MAX_ID) and length <= MAX_LENGTH
+        end = length + _BODY
+        if not possible or end < STATUS_OVERHEAD or instruction != Instruction.STATUS:
+            return None
+        self._await(end)
+        packet = self._arrived[:end]
+        signed = len(packet) == end and crc16(packet[:_CRC]) == int.from_bytes(packet[_CRC:], "little")
+        stuffed = not fast and HEADER[:3] in packet[_BODY:]
+        return self._take(end) if signed and not stuffed else None
+
+    def _await(self, size: int) -> None:
+        while len(self._arrived) < size and not self._over:
+            self._listen(size)
+
+    def _listen(self, size: int) -> None:
+        """Waits a moment for so many bytes, and takes all that are there: looking costs more than parsing."""
+        if self._over:
+            return
+        self._over = self._clock.now() > self._deadline
+        waiting = self.ser.in_waiting
+        self._arrived += self.ser.read(waiting if self._over else max(waiting, size - len(self._arrived)))
+
+    def _take(self, size: int) -> bytes:
+        taken, self._arrived = self._arrived[:size], self._arrived[size:]
         return taken
 
     def await_answers(self, size: int, delay: float) -> None:
         """Starts the time that answers of `size` bytes may take, which servos delay by `delay` s in all."""
         wire = (self._sent + size) * BITS_PER_BYTE / self.baudrate
         self._limit = self._deadline = self._clock.now() + wire + delay + self._patience
-        self._rest = None
+        self._over = False
 
     def hurry(self, size: int) -> None:
         """Only waits for an answer of `size` bytes that follows without a gap."""
@@ -163,11 +204,7 @@ class _Port(PortHandler):  # type: ignore[misc]  # the SDK is untyped
     @property
     def silent(self) -> bool:
         """True when no answer is awaited any more and all that came is read."""
-        return self._rest is not None and not self._rest
-
-    def setPacketTimeout(self, packet_length: int) -> None:  # noqa: N802
-        """The SDK's way to start waiting."""
-        self.await_answers(packet_length, _RETURN_DELAY)
+        return self._over and not self._arrived
 
     def isPacketTimeout(self) -> bool:  # noqa: N802
         """The SDK's way to ask whether to give up."""
@@ -180,23 +217,14 @@ class _Port(PortHandler):  # type: ignore[misc]  # the SDK is untyped
 
 
 class _Packets(Protocol2PacketHandler):  # type: ignore[misc]  # the SDK is untyped
-    """The SDK's packets, with byte stuffing that reaches the wire and comes off it whole."""
+    """The SDK's parser, which does not look at every byte of packets that are whole."""
 
-    def addStuffing(self, packet: list[int]) -> list[int]:  # noqa: N802
-        """Stuffs the packet itself.
-
-        The SDK (4.1.0) stuffs a copy and sends the original: a goal of -131073 ticks, FF FF FD FF, would be
-        taken for the start of a new packet.
-        """
-        end = packet[5] + (packet[6] << 8) + _BODY + _CRC
-        body = stuff(bytes(packet[_BODY:end]))
-        length = len(body) - _CRC
-        packet[5:] = [length & 0xFF, length >> 8, *body, 0, 0]
-        return packet
-
-    def updateCRC(self, crc_accum: int, data_blk_ptr: Sequence[int], data_blk_size: int) -> int:  # noqa: N802
-        """The same checksum in a fraction of the time: a cycle has 300 bytes."""
-        return crc16(bytes(data_blk_ptr[:data_blk_size]), crc_accum)
+    def rxPacket(self, port: _Port, fast_option: bool) -> tuple[Sequence[int], int]:  # noqa: N802
+        """The next status packet or what is left of it, and the SDK's result."""
+        if packet := port.intact_packet(fast_option):
+            return packet, COMM_SUCCESS
+        found: tuple[Sequence[int], int] = super().rxPacket(port, fast_option)
+        return found
 
     def removeStuffing(self, packet: list[int]) -> list[int]:  # noqa: N802
         """The packet without stuffing, shortened.
@@ -208,12 +236,6 @@ class _Packets(Protocol2PacketHandler):  # type: ignore[misc]  # the SDK is unty
         body = list(destuff(bytes(packet[_BODY : end + _CRC])))
         length = len(body) - _CRC
         return [*packet[:5], length & 0xFF, length >> 8, *body, *packet[end + _CRC : end]]
-
-    def instruct(self, port: _Port, servo: int, instruction: Instruction) -> int:
-        """Sends an instruction without parameters; the SDK has that only with its own way of waiting."""
-        packet = [0] * 10
-        packet[_ID], packet[5], packet[_BODY] = servo, 3, instruction
-        return int(self.txPacket(port, packet))
 
 
 class _Status(NamedTuple):
@@ -237,6 +259,7 @@ class _Block(NamedTuple):
         return self.layout.size
 
 
+_Part = tuple[int, int, bytes, int]  # of a fast reply: error, id, data, checksum of all bytes so far
 _Answers = dict[int, _Status]
 _Try = Callable[[list[int]], _Answers]  # asks those servos once; who answered what
 
@@ -269,6 +292,7 @@ class SerialBus:
         self._question: object = None  # what the last request asked
         self._quiet_at = 0.0  # s, when no late answer to it can arrive any more
         self._gathered: dict[int, tuple[Register, ...]] = {}  # what each servo collects in its indirect data
+        self._cycle: tuple[tuple[Register, ...], _Block] | None = None  # gathered registers last read
         self._fast: set[int] = set()  # servos that are asked by fast reads
         self._latency: int | None = None
         self._counts = dict.fromkeys(_COUNTED, 0)
@@ -314,7 +338,7 @@ class SerialBus:
         self._begin("reads")
 
         def send(servo: int) -> None:
-            self._require_sent(self._packets.readTx(self._port, servo, register.address, register.size))
+            self._instruct(Instruction.READ, servo, _PLACE.pack(register.address, register.size))
 
         status = self._obtain(servo, register.size, f"read {register.name}", send)
         return register.decode(int.from_bytes(status.data, "little"))
@@ -377,8 +401,8 @@ class SerialBus:
             data.append(servo)
             data += register.encode(value).to_bytes(register.size, "little")
         with self._line(None):
-            place = (register.address, register.size)
-            self._require_sent(self._packets.syncWriteTxOnly(self._port, *place, list(data), len(data)))
+            place = _PLACE.pack(register.address, register.size)
+            self._instruct(Instruction.SYNC_WRITE, BROADCAST, place + data)
 
     @_exclusive
     def reboot(self, servo: int) -> None:
@@ -406,14 +430,14 @@ class SerialBus:
         self._counts[kind] += 1
         self._crc_errors_before = self._counts["crc_errors"]
 
-    def _instruct(self, instruction: Instruction, servo: int) -> None:
-        self._require_sent(self._packets.instruct(self._port, servo, instruction))
+    def _instruct(self, instruction: Instruction, servo: int, parameters: bytes = b"") -> None:
+        self._port.send(build(servo, instruction, parameters))
 
     def _write(self, servo: int, address: int, data: bytes, what: str) -> None:
         self._begin("writes")
 
         def send(servo: int) -> None:
-            self._require_sent(self._packets.writeTxOnly(self._port, servo, address, len(data), list(data)))
+            self._instruct(Instruction.WRITE, servo, address.to_bytes(2, "little") + data)
 
         self._obtain(servo, 0, what, send)
 
@@ -436,7 +460,9 @@ class SerialBus:
 
     def _blocks(self, registers: tuple[Register, ...], ids: Sequence[int]) -> list[_Block]:
         if all(self._gathered.get(servo) == registers for servo in ids):
-            return [_block(_INDIRECT_DATA, list(enumerate(registers)))]
+            if self._cycle is None or self._cycle[0] != registers:
+                self._cycle = registers, _block(_INDIRECT_DATA, list(enumerate(registers)))
+            return [self._cycle[1]]
         return _blocks(registers)
 
     def _collecting_otherwise(self, wanted: bytes, ids: Sequence[int]) -> list[int]:
@@ -491,7 +517,7 @@ class SerialBus:
         return answers
 
     def _read_plainly(self, address: int, size: int, servos: list[int]) -> _Answers:
-        self._require_sent(self._packets.syncReadTx(self._port, address, size, servos, len(servos), False))
+        self._instruct(Instruction.SYNC_READ, BROADCAST, _PLACE.pack(address, size) + bytes(servos))
         return self._receive(servos, size)
 
     def _receive(self, servos: list[int], size: int) -> _Answers:
@@ -501,15 +527,18 @@ class SerialBus:
         from a later servo before one from an earlier was no answer to this request.
         """
         answers: _Answers = {}
+        furthest = -1
         self._port.await_answers((STATUS_OVERHEAD + size) * len(servos), _RETURN_DELAY * len(servos))
         while len(answers) < len(servos) and not self._port.silent:
             servo, status = self._next_status()
             if status is None or servo not in servos or not self._is_answer(status, size):
                 continue
             place = servos.index(servo)
-            for later in servos[place + 1 :]:
-                if answers.pop(later, None):
-                    self._port.be_patient()
+            if place < furthest:
+                for later in servos[place + 1 :]:
+                    if answers.pop(later, None):
+                        self._port.be_patient()
+            furthest = place
             answers[servo] = status
             self._counts["alerts"] += bool(status.error & ALERT)
             if place == len(servos) - 1:
@@ -536,8 +565,8 @@ class SerialBus:
 
     def _read_fast(self, address: int, size: int, servos: list[int]) -> _Answers:
         """The intact parts of the one packet in which all servos answer."""
-        self._require_sent(self._packets.syncReadTx(self._port, address, size, servos, len(servos), True))
-        length = _BODY + 1 + len(servos) * (size + _FAST_OVERHEAD)
+        self._instruct(Instruction.FAST_SYNC_READ, BROADCAST, _PLACE.pack(address, size) + bytes(servos))
+        length = _FIRST_PART + len(servos) * (size + _FAST_OVERHEAD)
         self._port.await_answers(length, _RETURN_DELAY)
         while not self._port.silent:
             packet, result = self._packets.rxPacket(self._port, True)
@@ -548,9 +577,9 @@ class SerialBus:
                 return self._accept((_parts if whole else _intact_parts)(bytes(packet), size), servos)
         return {}
 
-    def _accept(self, parts: Iterable[bytes], servos: list[int]) -> _Answers:
+    def _accept(self, parts: Iterable[_Part], servos: list[int]) -> _Answers:
         """Which servos answered in these parts of a fast reply; who refused is asked again, plainly."""
-        answers = {part[1]: _Status(part[0], part[2:-2]) for part in parts if not part[0] & ~ALERT}
+        answers = {servo: _Status(error, data) for error, servo, data, _ in parts if not error & ~ALERT}
         self._counts["alerts"] += sum(bool(status.error) for status in answers.values())
         return {servo: answers[servo] for servo in servos if servo in answers}
 
@@ -561,16 +590,15 @@ class SerialBus:
         alerts = np.zeros(len(ids), np.uint8)
         for block, answers in collected if ids else ():
             statuses = [answers[servo] for servo in ids]
-            columns = slice(None) if block.columns == [*range(width)] else block.columns  # faster
-            values[:, columns] = [block.layout.unpack(status.data) for status in statuses]
-            alerts |= np.array([status.error for status in statuses], np.uint8)
+            rows = np.array([block.layout.unpack(status.data) for status in statuses], np.int64)
+            errors = np.array([status.error for status in statuses], np.uint8)
+            if block.columns == [*range(width)]:  # as in every cycle
+                return Reading(self._clock.now(), rows, errors)
+            values[:, block.columns] = rows
+            alerts |= errors
         return Reading(self._clock.now(), values, alerts)
 
     # --- Words ---------------------------------------------------------------------------------------------
-
-    def _require_sent(self, result: int) -> None:
-        if result != COMM_SUCCESS:
-            raise OSError(errno.EIO, f"the port did not take the packet (SDK result {result})")
 
     def _require_consent(self, what: str, servo: int, status: _Status) -> None:
         if status.error & ~ALERT:
@@ -592,7 +620,7 @@ class SerialBus:
         )
         tries = self._config.retries + 1
         return ServoSilent(
-            f"{'; '.join(map(_place, silent))} did not answer on {self._config.port} at {self._config.baud} "
+            f"{'; '.join(map(_where, silent))} did not answer on {self._config.port} at {self._config.baud} "
             f"baud after {tries} tries. {cause}; {_CHECK}.",
             silent,
             answered,
@@ -675,25 +703,24 @@ def _block(address: int, run: Sequence[tuple[int, Register]]) -> _Block:
     return _Block(address, names, [column for column, _ in run], struct.Struct(f"<{layout}"))
 
 
-def _parts(packet: bytes, size: int) -> Iterator[bytes]:
-    """Each servo's part of a fast reply, whole or cut off: error, id, data, checksum of all bytes so far."""
-    whole = size + _FAST_OVERHEAD
-    for start in range(_BODY + 1, len(packet) - whole + 1, whole):
-        yield packet[start : start + whole]
+def _parts(packet: bytes, size: int) -> Iterator[_Part]:
+    """Each servo's part of a fast reply that has come as far as its end."""
+    whole = (len(packet) - _FIRST_PART) // (size + _FAST_OVERHEAD) * (size + _FAST_OVERHEAD)
+    return struct.iter_unpack(f"<BB{size}sH", packet[_FIRST_PART : _FIRST_PART + whole])
 
 
-def _intact_parts(packet: bytes, size: int) -> Iterator[bytes]:
+def _intact_parts(packet: bytes, size: int) -> Iterator[_Part]:
     """The parts of a damaged fast reply that are not.
 
     The checksum that one servo sent is the state from which the next one went on: with it a damaged part
     costs only its own servo.
     """
-    crc = crc16(packet[: _BODY + 1])
+    crc = crc16(packet[:_FIRST_PART])
     for part in _parts(packet, size):
-        sent = int.from_bytes(part[-2:], "little")
-        if crc16(part[:-2], crc) == sent:
+        error, servo, data, sent = part
+        if crc16(bytes([error, servo]) + data, crc) == sent:
             yield part
-        crc = crc16(part[-2:], sent)
+        crc = crc16(sent.to_bytes(2, "little"), sent)
 
 
 def _indirect_addresses(registers: Sequence[Register]) -> bytes:
@@ -716,7 +743,7 @@ def _ahead(servo: int) -> int | None:
     return servo - 1 if finger in (1, 2, 3) and 0 < segment < len(FINGER_SEGMENTS) else None
 
 
-def _place(servo: int) -> str:
+def _where(servo: int) -> str:
     """A servo with its places on D'Claw and on the wire: 'servo 12 (finger 1, distal), behind servo 11'."""
     ahead = _ahead(servo)
     return servo_name(servo) + (f", behind servo {ahead}" if ahead is not None else "")

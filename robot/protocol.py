@@ -10,10 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cache
 
-import numpy as np
-from numpy.typing import NDArray
+import fastcrc
 
 HEADER = b"\xff\xff\xfd\x00"
 BROADCAST = 0xFE
@@ -67,45 +65,9 @@ def describe_refusal(error: int) -> str:
     return f"{words} (0x{number:02x})"
 
 
-def _crc_table() -> tuple[int, ...]:
-    table = []
-    for byte in range(256):
-        crc = byte << 8
-        for _ in range(8):
-            crc = (crc << 1) ^ 0x8005 if crc & 0x8000 else crc << 1
-        table.append(crc & 0xFFFF)
-    return tuple(table)
-
-
-_CRC_TABLE = _crc_table()
-_WORTH_A_TABLE, _TABLED = 32, MAX_LENGTH + 7  # bytes: from and up to where numpy is faster
-
-
 def crc16(data: bytes, crc: int = 0) -> int:
     """The checksum of the protocol (CRC-16/UMTS: polynomial 0x8005, start 0, not reflected)."""
-    if _WORTH_A_TABLE <= len(data) <= _TABLED:
-        return _crc16_by_place(data, crc)
-    for byte in data:
-        crc = (crc << 8 & 0xFFFF) ^ _CRC_TABLE[(crc >> 8) ^ byte]
-    return crc
-
-
-def _crc16_by_place(data: bytes, crc: int) -> int:
-    """All bytes at once: the checksum is linear, so each byte contributes by its value and place alone."""
-    values = np.frombuffer(bytes([data[0] ^ crc >> 8, data[1] ^ crc & 0xFF]) + data[2:], np.uint8)
-    table, places = _contributions()
-    return int(np.bitwise_xor.reduce(table.take(places[-len(data) :] + values)))
-
-
-@cache
-def _contributions() -> tuple[NDArray[np.uint16], NDArray[np.intp]]:
-    """(_TABLED * 256,) checksums of a byte before so many zeros; (_TABLED,) where those of a place begin."""
-    row = one = np.array(_CRC_TABLE, np.uint16)
-    rows = [row]
-    for _ in range(_TABLED - 1):
-        row = (row << 8) ^ one[row >> 8]
-        rows.append(row)
-    return np.concatenate(rows), np.arange(_TABLED)[::-1] * 256
+    return fastcrc.crc16.umts(data, crc)
 
 
 def stuff(body: bytes) -> bytes:

@@ -9,8 +9,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import dynamixel_sdk as sdk
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -353,6 +355,64 @@ def test_a_repeated_answer_to_one_question_never_answers_the_next() -> None:
     bus = open_bus(line)
     assert bus.sync_read((reg.ID,), IDS).values[:, 0].tolist() == list(IDS)
     assert bus.statistics()["lost"] == 0
+
+
+class Tape:
+    """A port for the SDK on which nobody answers, and what was sent to it."""
+
+    is_using = False
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+
+    def getBaudRate(self) -> int:  # noqa: N802
+        return 1_000_000
+
+    def writePort(self, packet: list[int]) -> int:  # noqa: N802
+        self.is_using = False
+        self.sent.append(bytes(packet))
+        return len(packet)
+
+    def clearPort(self) -> None:  # noqa: N802
+        pass
+
+    def setPacketTimeout(self, length: int) -> None:  # noqa: N802
+        pass
+
+    def setPacketTimeoutMillis(self, milliseconds: float) -> None:  # noqa: N802
+        pass
+
+    def isPacketTimeout(self) -> bool:  # noqa: N802
+        return True
+
+    def readPort(self, length: int) -> bytes:  # noqa: N802
+        return b""
+
+
+def test_requests_are_the_bytes_that_the_sdk_sends() -> None:
+    line = VirtualLine(lambda now, request: [])
+    bus = open_bus(line, BusConfig(retries=0))
+    requests: list[Callable[[], object]] = [
+        lambda: bus.ping((10,)),
+        bus.broadcast_ping,
+        lambda: bus.read(reg.PRESENT_POSITION, 10),
+        lambda: bus.write(reg.GOAL_POSITION, 10, 2048),
+        lambda: bus.reboot(12),
+        lambda: bus.sync_read((reg.PRESENT_POSITION,), IDS),
+        lambda: bus.sync_write(reg.GOAL_POSITION, {10: 1, 50: -2}),
+    ]
+    for ask in requests:
+        with suppress(ServoSilent):
+            ask()
+    packets, port = sdk.PacketHandler(2.0), Tape()
+    packets.ping(port, 10)
+    packets.broadcastPing(port)
+    packets.readTx(port, 10, 132, 4)
+    packets.writeTxOnly(port, 10, 116, 4, [0, 8, 0, 0])
+    packets.reboot(port, 12)
+    packets.syncReadTx(port, 132, 4, list(IDS), len(IDS), False)
+    packets.syncWriteTxOnly(port, 116, 4, [10, 1, 0, 0, 0, 50, 0xFE, 0xFF, 0xFF, 0xFF], 10)
+    assert line.requests == port.sent
 
 
 # --- Gathered registers ------------------------------------------------------------------------------------

@@ -12,15 +12,27 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+import serial
+from dynamixel_sdk.protocol2_packet_handler import Protocol2PacketHandler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robot import registers as reg
-from robot.bus import BusConfig, SerialBus
-from robot.protocol import BROADCAST, HEADER, Instruction, Packet, Parser, build_status, crc16, fast_header
+from robot.bus import BusConfig, SerialBus, _Packets, _Port
+from robot.protocol import (
+    BROADCAST,
+    HEADER,
+    Instruction,
+    Packet,
+    Parser,
+    build,
+    build_status,
+    crc16,
+    fast_header,
+)
 from robot.sim import FINGER_SERVOS, VALVE_SERVO
 from robot.types import Fault, ServoSilent
-from tests.line import Arrivals, VirtualLine, open_bus
+from tests.line import PORT, Arrivals, VirtualLine, open_bus
 
 IDS = (*FINGER_SERVOS, VALVE_SERVO)
 MODEL = (1010).to_bytes(2, "little") + b"\x2d"
@@ -227,6 +239,39 @@ def test_no_damage_makes_a_number_or_catches_the_driver(packets: int) -> None:
 def test_no_forgery_raises_anything_but_faults_or_catches_the_driver(packets: int) -> None:
     bus, _ = fuzz(Trouble(np.random.default_rng(2), forged=True), packets)
     assert bus.statistics()["retries"] > packets / 50
+
+
+class SdkAlone(_Packets):
+    """The SDK's own parser for every packet."""
+
+    rxPacket = Protocol2PacketHandler.rxPacket  # noqa: N815
+
+
+def parsed(packets: _Packets, arrivals: Arrivals, fast: bool) -> list[tuple[bytes, int]]:
+    """All that comes, with the SDK's results."""
+    line = VirtualLine(lambda now, request: arrivals)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(serial, "Serial", line)
+        port = _Port(BusConfig(port=PORT, timeout_ms=500), line.clock)
+        port.setBaudRate(1_000_000)
+    port.send(b"?")
+    port.await_answers(0, 0.0)
+    found = []
+    while not port.silent:
+        packet, result = packets.rxPacket(port, fast)
+        found.append((bytes(packet), result))
+    return found
+
+
+@pytest.mark.parametrize("instruction", [Instruction.SYNC_READ, Instruction.FAST_SYNC_READ])
+@pytest.mark.parametrize("forged", [False, True], ids=["damaged", "forged"])
+def test_whole_packets_are_found_as_the_sdk_finds_them(instruction: Instruction, forged: bool) -> None:
+    trouble = Trouble(np.random.default_rng(3), forged=forged)
+    request = build(BROADCAST, instruction, bytes([100, 0, 16, 0, *IDS]))
+    for _ in range(40):
+        arrivals = trouble.answer(0.0, request)
+        for fast in (False, True):
+            assert parsed(_Packets(), arrivals, fast) == parsed(SdkAlone(), arrivals, fast)
 
 
 @settings(max_examples=300, deadline=None)
