@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.command_line import parse
-from configs.ending import MissingPart, exit_code, plainly, stoppable, told
+from configs.ending import exit_code, plainly, stoppable, told
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,11 +34,10 @@ if TYPE_CHECKING:
     from configs.document import Layer
     from configs.run import RunConfig
     from robot.rig import Rig, RigConfig
-    from robot.sawyer import SawyerConfig
     from robot.types import Image
     from tasks.env import RobotEnv
     from tasks.oracle import OracleConfig
-    from tasks.suite import SuiteConfig, SuiteEnv, SuiteWorld
+    from tasks.suite import SuiteEnv, SuiteWorld
 
 ROOT = Path(__file__).parent
 CONFIGS = ROOT / "configs"
@@ -212,6 +211,8 @@ def check_graphics(wanted: str) -> None:
     """Refuses a MUJOCO_GL with which MuJoCo cannot even be imported. Raises MissingPart."""
     if wanted in ("", "glfw", "disable"):
         return
+    from robot.types import MissingPart
+
     if wanted not in GRAPHICS:
         raise MissingPart(f"MUJOCO_GL is {wanted!r}, expected egl, osmesa or glfw. Type: unset MUJOCO_GL")
     library, packages = GRAPHICS[wanted]
@@ -238,44 +239,20 @@ class Stage:
 @contextmanager
 def stage(config: RunConfig, *, images: bool) -> Iterator[Stage]:
     """The rig, engaged; relaxed and closed on every way out. Raises MissingPart, Fault."""
+    from robot.rig import build
     from tasks import RobotEnv, make_task
-    from tasks.suite import SuiteConfig
+    from tasks.suite import SuiteConfig, SuiteEnv
 
     if isinstance(config.task, SuiteConfig):
-        with closing(open_suite(config.task, config.train.seed, images=images)) as env:
+        with closing(SuiteEnv(config.task, images=images, seed=config.train.seed)) as env:
+            if images:
+                picture_of(env.world)
             yield Stage(env, env.world)
         return
-    with open_rig(config.hw, images=images, arm=config.task.sawyer) as rig:
+    with build(config.hw, cameras=images, arm=config.task.sawyer) as rig:
         if images:
             picture_of(rig)
         yield Stage(RobotEnv(rig, make_task(config.task), images=images, seed=config.train.seed), rig)
-
-
-def open_suite(config: SuiteConfig, seed: int, *, images: bool) -> SuiteEnv:
-    """A task of dm_control, which needs no rig. Raises MissingPart, ConfigError."""
-    from configs.document import ConfigError
-    from tasks.suite import SuiteEnv
-
-    try:
-        env = SuiteEnv(config, images=images, seed=seed)
-    except ValueError as error:
-        raise ConfigError([str(error)]) from error
-    if images:
-        picture_of(env.world)
-    return env
-
-
-def open_rig(config: RigConfig, *, images: bool, arm: SawyerConfig | None = None) -> Rig:
-    """The rig, or a simulated Sawyer in its place, not yet engaged."""
-    from configs.document import ConfigError
-    from robot.rig import ForeignRobotError, build
-
-    try:
-        return build(config, cameras=images, arm=arm)
-    except ForeignRobotError as error:
-        raise ConfigError([f"hw.robot: {error}"]) from error
-    except FileNotFoundError as error:  # a model's files; of everything else a rig raises its own faults
-        raise MissingPart(str(error)) from error
 
 
 def picture_of(world: Rig | SuiteWorld) -> Callable[[], Image] | None:
@@ -284,15 +261,14 @@ def picture_of(world: Rig | SuiteWorld) -> Callable[[], Image] | None:
 
     if isinstance(world, Rig) and world.realtime:
         return world.picture if world.cameras else None
-    try:
-        world.picture()
-    except RuntimeError as error:  # no OpenGL
-        raise MissingPart(str(error)) from error
+    world.picture()
     return world.picture
 
 
 def film_of(world: Rig | SuiteWorld) -> Callable[[], Image] | None:
     """As `picture_of`, but a run is not to end, hours later, at its first film for want of OpenGL."""
+    from robot.types import MissingPart
+
     try:
         return picture_of(world)
     except MissingPart as part:
@@ -307,6 +283,7 @@ def film_of(world: Rig | SuiteWorld) -> Callable[[], Image] | None:
 def opened(args: argparse.Namespace, config: RunConfig, *, images: bool) -> Iterator[tuple[RunDir, Stage]]:
     """The run directory, ours alone, and the engaged rig. A run whose rig never came up leaves nothing."""
     from agent.run_dir import RunDir
+    from configs.loader import dump
 
     agent = getattr(args, "agent", args.command)
     words = [*(Path(word).stem for word in (args.task, agent, args.hw)), time.strftime("%Y%m%d-%H%M%S")]
@@ -319,7 +296,7 @@ def opened(args: argparse.Namespace, config: RunConfig, *, images: bool) -> Iter
                 make_whole(run, config)
             scene = stack.enter_context(stage(config, images=images))
             if not args.resume:
-                create(run, config)
+                run.create(run.path, dump(config))
                 stack.enter_context(run.lock("actor"))
             remember(run, args, config)
             yield run, scene
@@ -327,18 +304,6 @@ def opened(args: argparse.Namespace, config: RunConfig, *, images: bool) -> Iter
         if (run.path / "config.yaml").exists():
             print(f"To go on: the same command with --resume --run {run.path}", file=sys.stderr)
         raise
-
-
-def create(run: RunDir, config: RunConfig) -> None:
-    """The folder of a new run. Raises ConfigError when there can be none."""
-    from configs.document import ConfigError
-    from configs.loader import dump
-
-    try:
-        run.create(run.path, dump(config))
-    except OSError as error:
-        message = f"--run {run.path}: no run can be made there ({error.strerror}); choose another folder"
-        raise ConfigError([message]) from error
 
 
 # What may change when a run goes on: the schedule, where things are plugged in, what computes.
@@ -734,17 +699,14 @@ def command_identify(args: argparse.Namespace) -> int:
         way_out = "it takes no --hw, --config or --set; without --from the robot moves again"
         raise ConfigError([f"--from fits what was recorded, on the rig that it was recorded on: {way_out}"])
     console = Console()
-    try:
-        path = Path(source) if source else record_plant(args, console)
-        recording = Recording.load(path)
-        with bar(console, "fitting") as told:
-            found = identify(recording, told)
-        plant = path.with_suffix(".yaml")
-        if source:
-            plant = path.with_name(f"{Path(recording.name).stem}-{time.strftime('%Y%m%d-%H%M%S')}.yaml")
-        publish(found, path, plant, time.strftime(MINUTE), console)
-    except FileNotFoundError as error:  # ROBEL's files
-        raise MissingPart(str(error)) from error
+    path = Path(source) if source else record_plant(args, console)
+    recording = Recording.load(path)
+    with bar(console, "fitting") as told:
+        found = identify(recording, told)
+    plant = path.with_suffix(".yaml")
+    if source:
+        plant = path.with_name(f"{Path(recording.name).stem}-{time.strftime('%Y%m%d-%H%M%S')}.yaml")
+    publish(found, path, plant, time.strftime(MINUTE), console)
     return 0
 
 
@@ -753,13 +715,14 @@ def record_plant(args: argparse.Namespace, console: Console) -> Path:
     from calibration.excitation import Excitation, ExcitationConfig, plans, require_clear
     from calibration.plant_report import require_writable
     from calibration.progress import bar, say
+    from robot.rig import build
 
     name, motions = Path(args.hw).stem, ExcitationConfig()
     path = PLANTS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.npz"
     config = rig_settings(args)
     require_writable(path)
     require_clear(motions, config.dclaw, plans(motions, config.dclaw, config.control_period))
-    with closing(open_rig(config, images=False)) as rig, bar(console, "moving") as told:
+    with closing(build(config, cameras=False)) as rig, bar(console, "moving") as told:
         excitation = Excitation(rig, motions, told)
         say(console, HANDS_OFF.format(name, excitation.duration))
         with rig:
@@ -810,10 +773,7 @@ def calibrate_joints(args: argparse.Namespace) -> int:
     if config.kind == "sim":
         way_out = "--hw emulated and --hw dclaw have some"
         raise ConfigError([f"--hw {args.hw} has no joints that a hand could move: {way_out}"])
-    try:
-        done = calibrate(config, args.hw, result_path(JOINTS, args), time.strftime(MINUTE), sys.stdin)
-    except FileNotFoundError as error:  # ROBEL's files
-        raise MissingPart(str(error)) from error
+    done = calibrate(config, args.hw, result_path(JOINTS, args), time.strftime(MINUTE), sys.stdin)
     return 0 if done else 1
 
 
@@ -823,17 +783,15 @@ def show_overlay(args: argparse.Namespace) -> int:
 
     from calibration.overlay import Overlay, show
     from robot.clock import SystemClock
+    from robot.rig import build
 
     path = result_path(CAMERAS, args, "-overlay").with_suffix(".png")
-    try:
-        with (
-            suppress(KeyboardInterrupt),  # its usual end
-            closing(open_rig(rig_settings(args), images=True)) as rig,
-            closing(Overlay(rig)) as overlay,
-        ):
-            show(overlay, path, SystemClock(), Console(), lambda: True)
-    except RuntimeError as error:  # no OpenGL
-        raise MissingPart(str(error)) from error
+    with (
+        suppress(KeyboardInterrupt),  # its usual end
+        closing(build(rig_settings(args))) as rig,
+        closing(Overlay(rig)) as overlay,
+    ):
+        show(overlay, path, SystemClock(), Console(), lambda: True)
     return 0
 
 
@@ -843,11 +801,12 @@ def calibrate_scene(args: argparse.Namespace) -> int:
 
     from calibration import scene
     from calibration.progress import say
+    from robot.rig import build
 
     console, config = Console(), rig_settings(args)
     config = config.model_copy(update={"camera": config.camera.model_copy(update={"scene": None})})
     path = result_path(CAMERAS, args, "-scene")
-    with closing(open_rig(config, images=True)) as rig:
+    with closing(build(config)) as rig:
         say(console, HANDS_OFF.format(args.hw, 5))
         with rig:
             scene.calibrate_scene(rig, args.hw, path, time.strftime(MINUTE), console)
@@ -861,6 +820,7 @@ def calibrate_valve(args: argparse.Namespace) -> int:
     from calibration.progress import say
     from calibration.terminal import Keys
     from calibration.valve import SLOW, by_hand, by_servo, fit, publish
+    from robot.rig import build
 
     console, config = Console(), rig_settings(args)
     path = result_path(CAMERAS, args, "-valve")
@@ -872,7 +832,7 @@ def calibrate_valve(args: argparse.Namespace) -> int:
             say(console, news)
         said[:] = [news]
 
-    with closing(open_rig(config, images=True)) as rig:
+    with closing(build(config)) as rig:
         if args.by_hand:
             sightings = by_hand(rig, Keys(sys.stdin), told)
         else:
@@ -1004,11 +964,7 @@ def command_emulate(args: argparse.Namespace) -> int:
     try:
         with suppress(KeyboardInterrupt):  # its usual end
             emulate_forever(setup, Console())
-    except RuntimeError as error:  # no OpenGL
-        raise MissingPart(str(error)) from error
     except OSError as error:
-        if error.errno is None:  # ROBEL's files
-            raise MissingPart(str(error)) from error
         raise ConfigError([f"--link, or hw.emulator.http_port: {error}; choose another one"]) from error
     return 0
 

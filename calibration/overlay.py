@@ -38,7 +38,7 @@ class Ghost:
     """Draws the model's robot as a camera of any projection sees it; all calls must come from one thread."""
 
     def __init__(self, place: Place, size: tuple[int, int], world: WorldConfig) -> None:
-        """size: (width, height) px. Raises RuntimeError without OpenGL, FileNotFoundError without models."""
+        """size: (width, height) px. Raises MissingPart without OpenGL or model files."""
         self._model = dclaw_model(world)
         self._model.geom_rgba[self._model.geom("floor").id, 3] = 0
         self._data = mujoco.MjData(self._model)
@@ -90,7 +90,7 @@ class Ghost:
 
 
 def ghost_of(rig: Rig) -> Ghost:
-    """The ghost for a rig's camera. Raises CameraFault without a projection, RuntimeError without OpenGL."""
+    """The ghost for a rig's camera. Raises CameraFault without a projection, MissingPart without OpenGL."""
     camera, sim = rig.config.camera, rig.config.sim
     if camera.projection is None:
         raise CameraFault(
@@ -116,7 +116,7 @@ class Overlay:
     """What a limp rig's camera shows, with the model over it."""
 
     def __init__(self, rig: Rig) -> None:
-        """Raises CameraFault, RuntimeError, MotionFault for servos under torque, BusFault."""
+        """Raises CameraFault, MissingPart, MotionFault for servos under torque, BusFault."""
         require_limp(rig)
         self._rig, self._ghost = rig, ghost_of(rig)
         self._state: dict[str, Any] = {}

@@ -26,7 +26,7 @@ class Rollouts:
     """Predicts positions of fingers and valve for any parameters of a plant."""
 
     def __init__(self, rig: RigConfig) -> None:
-        """rig: what is known of the plant besides. Raises FileNotFoundError without ROBEL's model files."""
+        """rig: what is known of the plant besides. Raises MissingPart without ROBEL's model files."""
         self._model = dclaw_model(rig.sim)
         # Nothing touches anything in these motions, which were checked for that: half the time of a step.
         self._model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_CONTACT

@@ -13,13 +13,13 @@ from types import ModuleType
 import mujoco
 import numpy as np
 
-from robot.types import Image
+from robot.types import Image, MissingPart
 
 
 class Canvas:
     """An off-screen buffer of one size with its OpenGL context; all calls must come from one thread.
 
-    Raises RuntimeError naming the missing system packages when there is no OpenGL.
+    Raises MissingPart naming the missing system packages when there is no OpenGL.
     """
 
     def __init__(self, model: mujoco.MjModel, width: int, height: int) -> None:
@@ -31,7 +31,7 @@ class Canvas:
             self._gl.make_current()
             self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         except (ImportError, AttributeError, OSError, RuntimeError, mujoco.FatalError) as error:
-            raise RuntimeError(_no_graphics(wanted, error)) from error
+            raise MissingPart(_no_graphics(wanted, error)) from error
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._rectangle = mujoco.MjrRect(0, 0, width, height)
         self._pixels = np.empty((height, width, 3), np.uint8)
@@ -64,7 +64,7 @@ class Canvases:
         self._canvases: dict[tuple[int, int], Canvas] = {}
 
     def draw(self, scene: mujoco.MjvScene, width: int, height: int) -> Image:
-        """The picture (height, width, 3) uint8 RGB of a scene. Raises RuntimeError as Canvas does."""
+        """The picture (height, width, 3) uint8 RGB of a scene. Raises MissingPart as Canvas does."""
         if (width, height) not in self._canvases:
             self._canvases[width, height] = Canvas(self._model, width, height)
         return self._canvases[width, height].draw(scene)

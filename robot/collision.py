@@ -23,7 +23,7 @@ class FingerClearance:
     """The distance between D'Claw's fingers at any pose, from the model: nothing is simulated."""
 
     def __init__(self) -> None:
-        """Raises FileNotFoundError without ROBEL's model files."""
+        """Raises MissingPart without ROBEL's model files."""
         self._model = dclaw_model(WorldConfig())
         self._data = mujoco.MjData(self._model)
         self._qpos = np.array([self._model.joint(name).qposadr[0] for name in self._joint_names()])
@@ -102,7 +102,7 @@ class FullTurnClearance:
     """The distance of fingers from each other and from the valve, however the valve stands."""
 
     def __init__(self) -> None:
-        """Raises FileNotFoundError without ROBEL's model files."""
+        """Raises MissingPart without ROBEL's model files."""
         self._fingers, self._valve = FingerClearance(), ValveClearance()
         self._angles = np.arange(0.0, 2 * np.pi / 3, VALVE_STEP)
 

@@ -20,7 +20,7 @@ class FingerPositions:
     """
 
     def __init__(self) -> None:
-        """Raises FileNotFoundError without ROBEL's model files."""
+        """Raises MissingPart without ROBEL's model files."""
         self._model = dclaw_model(WorldConfig())
         self._data = mujoco.MjData(self._model)
         self._qpos = np.array([self._model.joint(name).qposadr[0] for name in JOINTS])
@@ -39,7 +39,7 @@ class MovingParts:
     """Where everything that joints and valve move may be in space: the boxes around its parts."""
 
     def __init__(self) -> None:
-        """Raises FileNotFoundError without ROBEL's model files."""
+        """Raises MissingPart without ROBEL's model files."""
         self._model = dclaw_model(WorldConfig())
         self._data = mujoco.MjData(self._model)
         self._qpos = np.array([self._model.joint(name).qposadr[0] for name in (*JOINTS, VALVE_JOINT)])

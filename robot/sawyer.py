@@ -121,7 +121,7 @@ class SawyerConfig(Config):
 
 
 def find_metaworld() -> Path:
-    """The folder of the installed metaworld distribution. Raises FileNotFoundError with the cure."""
+    """The folder of the installed metaworld distribution. Raises MissingPart with the cure."""
     return folder_of("metaworld", ASSETS, "Metaworld's Sawyer scenes", "metaworld>=3.0")
 
 
@@ -181,7 +181,7 @@ class SawyerPlant:
     """The world beneath the arm: clock, camera, and a hand that follows where it is aimed."""
 
     def __init__(self, config: SawyerConfig, image_size: tuple[int, int] = (64, 64)) -> None:
-        """image_size: (width, height) px. Raises FileNotFoundError without Metaworld's files."""
+        """image_size: (width, height) px. Raises MissingPart without Metaworld's files."""
         self.config, self.scene = config, SCENES[config.scene]
         self._camera = config.camera
         self._model = sawyer_model(config)
@@ -339,7 +339,7 @@ class SawyerPlant:
         return self._camera.projection(*self._image_size)
 
     def latest(self, max_age: float) -> Frame:
-        """A picture of the present. Raises RuntimeError without OpenGL."""
+        """A picture of the present. Raises MissingPart without OpenGL."""
         self._sequence += 1
         return Frame(self.now(), self.render(*self._image_size), self._sequence)
 

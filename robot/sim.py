@@ -357,7 +357,7 @@ class SimPlant:
     def latest(self, max_age: float) -> Frame:
         """The newest picture: of the present less `frame_delay`, or of before if frames were dropped.
 
-        Raises StaleFrame, or RuntimeError without OpenGL.
+        Raises StaleFrame, or MissingPart without OpenGL.
         """
         time, qpos = self._fresh(max_age)
         if not self._drops:
@@ -369,7 +369,7 @@ class SimPlant:
     def view(self, size: tuple[int, int], max_age: float) -> Frame:
         """The newest picture in another size (width, height) px; it changes nothing about those to come.
 
-        Raises StaleFrame, or RuntimeError without OpenGL.
+        Raises StaleFrame, or MissingPart without OpenGL.
         """
         time, qpos = self._fresh(max_age)
         image = self._paint(qpos, *size)
