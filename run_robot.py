@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from agent.run_dir import RunDir
     from agent.train import Collector, Training
     from calibration.capture import Setup
-    from configs.document import Layer
     from configs.run import RunConfig
     from robot.rig import Rig, RigConfig
     from robot.types import Image
@@ -56,63 +55,6 @@ GRAPHICS = {"egl": ("EGL", "libegl1 libopengl0 libgl1-mesa-dri"), "osmesa": ("OS
 
 
 # --- Settings
-
-
-def compose(args: argparse.Namespace) -> RunConfig:
-    """The configuration in force: task < hw < agent < --config < --set and short flags."""
-    from configs.run import named
-
-    return checked(args, named(args.task, args.hw, getattr(args, "agent", "slac")))
-
-
-def recompose(args: argparse.Namespace, made: Layer) -> RunConfig:
-    """The configuration that something was made with; --hw puts another rig in its place.
-
-    As a whole: limits that were widened for a simulation must not reach a robot of metal.
-    """
-    from configs.document import Layer
-    from configs.loader import find
-
-    if not args.hw:
-        return checked(args, [made])
-    return checked(args, [made.without("hw"), Layer.from_file(find(CONFIGS / "hw", args.hw))])
-
-
-def checked(args: argparse.Namespace, layers: Sequence[Layer]) -> RunConfig:
-    """The layers with --config, the short flags and --set over them. Raises ConfigError."""
-    from configs.document import Layer
-    from configs.loader import load
-    from configs.run import RunConfig, cross_checks
-
-    given = {word: getattr(args, word, None) for word in ("steps", "seed", "sync", "envs")}
-    short = [f"train.{word}={str(value).lower()}" for word, value in given.items() if value is not None]
-    above = [Layer.from_file(path) for path in args.config]
-    return load(RunConfig, [*layers, *above, Layer.from_overrides([*short, *args.overrides])], [cross_checks])
-
-
-def rig_settings(args: argparse.Namespace) -> RigConfig:
-    """The rig alone, for commands that know no task. Raises ConfigError."""
-    from configs.loader import load
-    from configs.run import HwConfig, rig_checks
-
-    return load(HwConfig, rig_layers(args), [rig_checks]).hw
-
-
-def rig_layers(args: argparse.Namespace) -> list[Layer]:
-    """What the command line says of the rig: its file < --config < --set. Raises ConfigError."""
-    from configs.document import Layer
-    from configs.loader import find
-
-    layers = [Layer.from_file(path) for path in (find(CONFIGS / "hw", args.hw), *args.config)]
-    return [*layers, Layer.from_overrides(args.overrides)]
-
-
-def check_envs(config: RunConfig) -> None:
-    """Refuses several robots where there is one. Raises ConfigError."""
-    from configs.document import ConfigError
-
-    if config.train.envs > 1 and config.hw.kind != "sim":
-        raise ConfigError([f"train.envs: there is one {config.hw.kind} robot; several are for --hw sim"])
 
 
 def check_expert(config: RunConfig) -> None:
@@ -306,48 +248,16 @@ def opened(args: argparse.Namespace, config: RunConfig, *, images: bool) -> Iter
         raise
 
 
-# What may change when a run goes on: the schedule, where things are plugged in, what computes.
-MAY_CHANGE = (
-    *("train.", "hw.bus.", "hw.patience.", "hw.camera.source", "hw.camera.health", "hw.camera.record"),
-    *(
-        "hw.camera.scene",
-        "hw.scene_check.",
-        "hw.cameras.",
-        "agent.device",
-        "agent.matmul",
-        "agent.cuda_graph",
-    ),
-)
-
-
 def make_whole(run: RunDir, config: RunConfig) -> None:
     """Closes what a crash left open. Raises ConfigError for a run of another task, robot or agent."""
     from agent.recovery import recover
-    from configs.document import ConfigError
-    from configs.loader import differences
+    from configs.composition import changes
 
-    changes = differences(made_with(run), config)
-    forbidden = [f"  {line}" for line in changes if not line.startswith(MAY_CHANGE)]
-    if forbidden:
-        way_out = "Resume it with the same ones, or choose another --run"
-        raise ConfigError([f"{run.path} was made with other settings:", *forbidden, way_out])
+    news = [f"changed: {line}" for line in changes(run.path, config)]
     found = recover(run.path)
-    news = [f"recovered {summary.file}: {summary.steps} steps" for summary in found.recovered]
+    news += [f"recovered {summary.file}: {summary.steps} steps" for summary in found.recovered]
     news += [f"left out: {trouble}" for trouble in found.damaged]
-    print(*[f"changed: {line}" for line in changes], *news, sep="\n", end="\n" * bool(changes or news))
-
-
-def made_with(run: RunDir) -> RunConfig:
-    """The configuration that a run was last started with. Raises ConfigError."""
-    from configs.document import ConfigError, Layer
-    from configs.loader import load
-    from configs.run import RunConfig
-
-    try:
-        return load(RunConfig, [Layer.from_file(run.path / "config.yaml")])
-    except ConfigError as error:
-        news = f"{run.path} cannot be used; is it damaged, or of another version of this program?"
-        raise ConfigError([news, *error.messages]) from error
+    print(*news, sep="\n", end="\n" * bool(news))
 
 
 def remember(run: RunDir, args: argparse.Namespace, config: RunConfig) -> None:
@@ -421,8 +331,9 @@ def make_display(scene: Stage, steps: int) -> Display:
 
 def command_train(args: argparse.Namespace) -> int:
     """Learns a task and reports."""
+    from configs.composition import compose
+
     config = compose(args)
-    check_envs(config)
     check_learner(config)
     if args.print_config:
         return print_config(config)
@@ -497,9 +408,9 @@ def make_training(
 def command_collect(args: argparse.Namespace) -> int:
     """Logs episodes of a fixed policy: first data, an expert's demonstrations, what chance does."""
     from agent.rollouts import Collection
+    from configs.composition import compose
 
     config, wanted = compose(args), args.episodes or 10
-    check_envs(config)
     if args.policy == "expert":
         check_expert(config)
     if args.print_config:
@@ -573,15 +484,11 @@ def command_evaluate(args: argparse.Namespace) -> int:
 
 def learned(args: argparse.Namespace, run: RunDir) -> tuple[RunConfig, Policy]:
     """A run's configuration, perhaps on another rig, and its newest policy. Raises ConfigError, RunError."""
-    from configs.document import ConfigError, Layer
-    from configs.loader import differences
+    from configs.composition import compose_evaluation
 
-    before, config = made_with(run), recompose(args, Layer.from_file(run.path / "config.yaml"))
-    fixed = ("agent.", "task.image_size", "task.action_range")
-    other = [f"  {line}" for line in differences(before, config) if line.startswith(fixed)]
-    if other:
-        raise ConfigError([f"{run.path} learned with other settings:", *other, "Leave them as they were."])
-    from agent.build import build_policy
+    config = compose_evaluation(args, run.path)
+
+    from agent.build import build_policy  # after what can be mistyped: with it comes torch
     from agent.run_dir import RunError
 
     newest = run.latest_weights(after=0)
@@ -597,6 +504,7 @@ def learned(args: argparse.Namespace, run: RunDir) -> tuple[RunConfig, Policy]:
 
 def command_replay(args: argparse.Namespace) -> int:
     """Moves as a logged episode did and reports the difference; with --rescore nothing moves."""
+    from configs.composition import recompose
     from configs.document import ConfigError, Layer
     from robot.rig import Rig
     from tasks import make_task
@@ -672,7 +580,9 @@ def usable(path: str) -> Iterator[None]:
 
 def command_check(args: argparse.Namespace) -> int:
     """Tests the rig without moving it."""
-    return check_rig(rig_settings(args), fix=args.fix)
+    from configs.composition import rig_settings
+
+    return check_rig(rig_settings(args).hw, fix=args.fix)
 
 
 def check_rig(config: RigConfig, *, fix: bool = False) -> int:
@@ -715,11 +625,12 @@ def record_plant(args: argparse.Namespace, console: Console) -> Path:
     from calibration.excitation import Excitation, ExcitationConfig, plans, require_clear
     from calibration.plant_report import require_writable
     from calibration.progress import bar, say
+    from configs.composition import rig_settings
     from robot.rig import build
 
     name, motions = Path(args.hw).stem, ExcitationConfig()
     path = PLANTS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.npz"
-    config = rig_settings(args)
+    config = rig_settings(args).hw
     require_writable(path)
     require_clear(motions, config.dclaw, plans(motions, config.dclaw, config.control_period))
     with closing(build(config, cameras=False)) as rig, bar(console, "moving") as told:
@@ -767,9 +678,10 @@ def result_path(folder: Path, args: argparse.Namespace, what: str = "") -> Path:
 def calibrate_joints(args: argparse.Namespace) -> int:
     """Zero, direction and stops of each joint, moved by somebody's hands."""
     from calibration.joints_session import calibrate_joints as calibrate
+    from configs.composition import rig_settings
     from configs.document import ConfigError
 
-    config = rig_settings(args)
+    config = rig_settings(args).hw
     if config.kind == "sim":
         way_out = "--hw emulated and --hw dclaw have some"
         raise ConfigError([f"--hw {args.hw} has no joints that a hand could move: {way_out}"])
@@ -782,13 +694,14 @@ def show_overlay(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from calibration.overlay import Overlay, show
+    from configs.composition import rig_settings
     from robot.clock import SystemClock
     from robot.rig import build
 
     path = result_path(CAMERAS, args, "-overlay").with_suffix(".png")
     with (
         suppress(KeyboardInterrupt),  # its usual end
-        closing(build(rig_settings(args))) as rig,
+        closing(build(rig_settings(args).hw)) as rig,
         closing(Overlay(rig)) as overlay,
     ):
         show(overlay, path, SystemClock(), Console(), lambda: True)
@@ -801,9 +714,10 @@ def calibrate_scene(args: argparse.Namespace) -> int:
 
     from calibration import scene
     from calibration.progress import say
+    from configs.composition import rig_settings
     from robot.rig import build
 
-    console, config = Console(), rig_settings(args)
+    console, config = Console(), rig_settings(args).hw
     config = config.model_copy(update={"camera": config.camera.model_copy(update={"scene": None})})
     path = result_path(CAMERAS, args, "-scene")
     with closing(build(config)) as rig:
@@ -820,9 +734,10 @@ def calibrate_valve(args: argparse.Namespace) -> int:
     from calibration.progress import say
     from calibration.terminal import Keys
     from calibration.valve import SLOW, by_hand, by_servo, fit, publish
+    from configs.composition import rig_settings
     from robot.rig import build
 
-    console, config = Console(), rig_settings(args)
+    console, config = Console(), rig_settings(args).hw
     path = result_path(CAMERAS, args, "-valve")
     config = config.model_copy(update={"dclaw": config.dclaw.model_copy(update={"object_velocity": SLOW})})
     said = [""]
@@ -883,11 +798,10 @@ def print_board(args: argparse.Namespace, console: Console) -> int:
 def bench_setup(args: argparse.Namespace) -> Setup:
     """The camera as it is before it is calibrated, and the board. Raises ConfigError."""
     from calibration.capture import Setup
-    from configs.loader import load
-    from configs.run import BenchConfig
+    from configs.composition import bench_settings
     from robot.camera import identity
 
-    config = load(BenchConfig, rig_layers(args))
+    config = bench_settings(args)
     camera = config.hw.camera.model_copy(update={"lens": None, "projection": None, "calibration": None})
     return Setup(
         name=args.hw,
@@ -932,10 +846,11 @@ def command_motors(args: argparse.Namespace) -> int:
     """Lists the servos on the bus, or leads through giving them their ids."""
     from rich.console import Console
 
+    from configs.composition import rig_settings
     from configs.document import ConfigError
     from robot.motors import name_servos, show
 
-    config = rig_settings(args)
+    config = rig_settings(args).hw
     if config.kind == "sim":
         raise ConfigError([f"--hw {args.hw} is no bus with servos on it; --hw emulated and --hw dclaw are"])
     whole = name_servos(config, answer_of, Console()) if args.set_id else show(config, Console())
@@ -954,12 +869,13 @@ def command_emulate(args: argparse.Namespace) -> int:
     """Serves an emulated D'Claw to whatever program wants one."""
     from rich.console import Console
 
+    from configs.composition import rig_settings
     from configs.document import ConfigError
     from robot.emulator import emulate_forever
     from robot.rig import emulator_setup
 
     args.hw = args.hw or "emulated"
-    config = rig_settings(args)
+    config = rig_settings(args).hw
     setup = emulator_setup(config, args.link or config.emulator.link)
     try:
         with suppress(KeyboardInterrupt):  # its usual end

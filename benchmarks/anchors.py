@@ -22,10 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from agent.metrics import wilson
 from agent.policy import ConstantPolicy, Policy
 from configs.command_line import count, parse
+from configs.composition import compose
 from configs.ending import exit_code, told
 from configs.loader import choices
 from configs.run import RunConfig
-from run_robot import CONFIGS, Stage, compose, expert_policy, fixed_policy, stage
+from run_robot import CONFIGS, Stage, expert_policy, fixed_policy, stage
 from tasks import all_tasks
 from tasks.anchors import Anchor, Anchors, read_anchors, write_anchors
 from tasks.oracle import OracleConfig

@@ -23,6 +23,7 @@ from agent.build import build_agent, build_policy
 from agent.episodes import EpisodeSummary
 from agent.policy import Policy
 from configs.command_line import parse
+from configs.composition import compose
 from configs.run import RunConfig
 from robot.registers import GOAL_POSITION
 
@@ -44,7 +45,7 @@ COMMAND = ["--task", "valve_random", "--hw", "sim", "--agent", "slac", "--seed",
 def composed() -> tuple[argparse.Namespace, RunConfig]:
     """The command behind the episode, and the configuration that it leads to."""
     args = parse([*COMMAND, *(word for setting in SETTINGS for word in ("--set", setting))])
-    return args, run_robot.compose(args)
+    return args, compose(args)
 
 
 def golden_policy() -> Policy:

@@ -7,8 +7,9 @@ from pathlib import Path
 from agent.metrics import wilson
 from benchmarks.anchors import DOCUMENT, table, with_expert
 from configs.command_line import parse
+from configs.composition import compose
 from configs.loader import choices
-from run_robot import CONFIGS, anchors, compose
+from run_robot import CONFIGS, anchors
 from tasks.anchors import Anchor, Anchors, find_anchors, read_anchors, write_anchors
 from tasks.valve import FixedAngle, ValveConfig
 

@@ -26,6 +26,7 @@ import run_robot
 from agent.episodes import EpisodeWriter, read_episode
 from agent.policy import ConstantPolicy
 from configs import command_line, ending
+from configs.composition import compose, recompose
 from configs.document import ConfigError, Layer
 
 ROOT = Path(__file__).parents[1]
@@ -402,7 +403,7 @@ def test_the_emulator_serves_until_it_is_stopped_which_is_no_failure(
 
 def test_what_happens_on_the_rig_is_shown_at_once_and_stands_in_the_log(tmp_path: Path, call: Call) -> None:
     args = command_line.parse(shlex.split(TRAIN))
-    config = run_robot.compose(args)
+    config = compose(args)
     with run_robot.stage(config, images=False) as scene:
         run_robot.make_display(scene, 3)
         actor, rest = run_robot.make_actor(config, scene, args), np.zeros(9, np.float32)
@@ -618,9 +619,9 @@ def test_another_rig_brings_its_own_limits(trained: Path) -> None:
         (trained / "config.yaml").read_text().replace("max_velocity: 2.09", "max_velocity: 6.09"), "run"
     )
     args = command_line.parse(["evaluate", "--run", "x"])
-    assert run_robot.recompose(args, made).hw.dclaw.safety.max_velocity > 6
+    assert recompose(args, made).hw.dclaw.safety.max_velocity > 6
     args = command_line.parse(["evaluate", "--run", "x", "--hw", "dclaw"])
-    hw = run_robot.recompose(args, made).hw
+    hw = recompose(args, made).hw
     assert hw.kind == "real"
     assert hw.dclaw.safety.max_velocity == pytest.approx(2.0944)
 
