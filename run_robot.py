@@ -13,9 +13,8 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from ctypes.util import find_library
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from configs.command_line import parse
 from configs.ending import exit_code, plainly, stoppable, told
@@ -32,11 +31,9 @@ if TYPE_CHECKING:
     from agent.train import Collector, Training
     from calibration.capture import Setup
     from configs.run import RunConfig
-    from robot.rig import Rig, RigConfig
-    from robot.types import Image
-    from tasks.env import RobotEnv
+    from robot.rig import RigConfig
     from tasks.oracle import OracleConfig
-    from tasks.suite import SuiteEnv, SuiteWorld
+    from tasks.stage import Stage
 
 ROOT = Path(__file__).parent
 CONFIGS = ROOT / "configs"
@@ -80,11 +77,12 @@ def check_learner(config: RunConfig) -> None:
     Raises ConfigError, PriorDataError.
     """
     from configs.document import ConfigError
+    from tasks.stage import sizes
 
     if config.train.prior:
         from agent.intake import check_prior
 
-        check_prior(config.train.prior, config.agent.observations, sizes(config))
+        check_prior(config.train.prior, config.agent.observations, sizes(config.task))
     if config.train.sync and config.hw.kind != "sim":
         raise ConfigError([f"--sync is not for {config.hw.kind} hardware: {WHY_NOT_SYNC}"])
     if config.agent.device == "cpu":
@@ -101,49 +99,9 @@ def check_learner(config: RunConfig) -> None:
         ) from None
 
 
-def sizes(config: RunConfig) -> dict[str, Any]:
-    """The shapes that agent and policy are built for. Raises NoSuite."""
-    from tasks import make_task
-    from tasks.suite import SuiteConfig, suite_sizes
-
-    if isinstance(config.task, SuiteConfig):
-        return suite_sizes(config.task)
-    task = make_task(config.task)
-    return {
-        "image_shape": (*task.image_size, 3),
-        "state_size": task.state_size,
-        "joint_size": task.joint_size,
-        "action_size": task.action_size,
-    }
-
-
 def sees(config: RunConfig) -> bool:
     """Whether the agent learns from camera images."""
     return config.agent.kind != "sac_state"
-
-
-def labels(config: RunConfig) -> dict[str, str]:
-    """The task's measures as people call them."""
-    from tasks import make_task
-    from tasks.suite import SuiteConfig
-
-    if isinstance(config.task, SuiteConfig):
-        return {"success": "full reward at the end"}
-    return make_task(config.task).labels
-
-
-def anchors(config: RunConfig) -> dict[str, float] | None:
-    """The mean returns of chance and expert with these settings of the task, where they were measured.
-
-    They were in the nominal simulation: another plant, or one of metal, has another scale.
-    """
-    from robot.sim import SimConfig
-    from tasks.anchors import find_anchors, read_anchors
-
-    if config.hw.kind != "sim" or config.hw.sim != SimConfig():
-        return None
-    found = find_anchors(config.task, read_anchors())
-    return None if found is None else {"random": found.random.mean, "expert": found.expert.mean}
 
 
 # --- The rig
@@ -163,61 +121,6 @@ def check_graphics(wanted: str) -> None:
         raise MissingPart(f"MUJOCO_GL is {wanted}, but there is no lib{library} here. {way_out}")
 
 
-@dataclass(frozen=True)
-class Stage:
-    """An environment that is ready to move, and the world beneath it."""
-
-    env: RobotEnv | SuiteEnv
-    world: Rig | SuiteWorld
-
-    @property
-    def action_size(self) -> int:
-        """A, the length of an action."""
-        shape = self.env.action_space.shape
-        assert shape is not None
-        return shape[0]
-
-
-@contextmanager
-def stage(config: RunConfig, *, images: bool) -> Iterator[Stage]:
-    """The rig, engaged; relaxed and closed on every way out. Raises MissingPart, Fault."""
-    from robot.rig import build
-    from tasks import RobotEnv, make_task
-    from tasks.suite import SuiteConfig, SuiteEnv
-
-    if isinstance(config.task, SuiteConfig):
-        with closing(SuiteEnv(config.task, images=images, seed=config.train.seed)) as env:
-            if images:
-                picture_of(env.world)
-            yield Stage(env, env.world)
-        return
-    with build(config.hw, cameras=images, arm=config.task.sawyer) as rig:
-        if images:
-            picture_of(rig)
-        yield Stage(RobotEnv(rig, make_task(config.task), images=images, seed=config.train.seed), rig)
-
-
-def picture_of(world: Rig | SuiteWorld) -> Callable[[], Image] | None:
-    """The view for people, where there is one; it was drawn once already. Raises MissingPart."""
-    from robot.rig import Rig
-
-    if isinstance(world, Rig) and world.realtime:
-        return world.picture if world.cameras else None
-    world.picture()
-    return world.picture
-
-
-def film_of(world: Rig | SuiteWorld) -> Callable[[], Image] | None:
-    """As `picture_of`, but a run is not to end, hours later, at its first film for want of OpenGL."""
-    from robot.types import MissingPart
-
-    try:
-        return picture_of(world)
-    except MissingPart as part:
-        print(f"There will be no video. {part}", file=sys.stderr)
-        return None
-
-
 # --- Runs
 
 
@@ -226,6 +129,7 @@ def opened(args: argparse.Namespace, config: RunConfig, *, images: bool) -> Iter
     """The run directory, ours alone, and the engaged rig. A run whose rig never came up leaves nothing."""
     from agent.run_dir import RunDir
     from configs.loader import dump
+    from tasks.stage import stage
 
     agent = getattr(args, "agent", args.command)
     words = [*(Path(word).stem for word in (args.task, agent, args.hw)), time.strftime("%Y%m%d-%H%M%S")]
@@ -236,7 +140,7 @@ def opened(args: argparse.Namespace, config: RunConfig, *, images: bool) -> Iter
             if args.resume:
                 stack.enter_context(run.lock("actor"))
                 make_whole(run, config)
-            scene = stack.enter_context(stage(config, images=images))
+            scene = stack.enter_context(stage(config.task, config.hw, config.train.seed, images=images))
             if not args.resume:
                 run.create(run.path, dump(config))
                 stack.enter_context(run.lock("actor"))
@@ -265,9 +169,10 @@ def remember(run: RunDir, args: argparse.Namespace, config: RunConfig) -> None:
     from agent.files import append_row, to_json, write_atomic
     from agent.provenance import provenance
     from configs.loader import dump
+    from tasks.stage import sizes
 
     write_atomic(run.path / "config.yaml", dump(config))
-    write_atomic(run.path / "spaces.json", to_json(sizes(config)))
+    write_atomic(run.path / "spaces.json", to_json(sizes(config.task)))
     row = {"time": time.time(), "argv": sys.argv, "task": args.task, "hw": args.hw, **provenance(ROOT)}
     append_row(run.path / "sessions.jsonl", row)
 
@@ -279,6 +184,7 @@ def make_actor(config: RunConfig, scene: Stage, args: argparse.Namespace) -> Act
     from configs.loader import dump
     from robot.rig import Rig
     from robot.types import Fault
+    from tasks.anchors import scale_of
 
     header = {
         "task": args.task,
@@ -287,7 +193,7 @@ def make_actor(config: RunConfig, scene: Stage, args: argparse.Namespace) -> Act
         "period": config.task.period,
         "config": dump(config),
         "rig": scene.world.describe(),
-        "anchors": anchors(config),
+        "anchors": scale_of(config.task, config.hw),
         "wall_offset": time.time() - scene.world.clock.now(),
         **provenance(ROOT),
     }
@@ -355,13 +261,14 @@ def print_config(config: RunConfig) -> int:
 def dry_run(config: RunConfig) -> int:
     """Builds rig, task and agent and takes one random step; a real robot is looked at only."""
     from agent.build import build_agent
+    from tasks.stage import sizes, stage
 
-    agent = build_agent(config.agent, seed=config.train.seed, **sizes(config))
+    agent = build_agent(config.agent, seed=config.train.seed, **sizes(config.task))
     weights = sum(tensor.numel() for tensor in agent.policy_weights().values())
     print(f"ok: {config.agent.kind} with a policy of {weights} weights")
     if config.hw.kind == "real":
         return check_rig(config.hw)
-    with stage(config, images=sees(config)) as scene:
+    with stage(config.task, config.hw, config.train.seed, images=sees(config)) as scene:
         observation, _ = scene.env.reset(seed=config.train.seed)
         *_, info = scene.env.step(scene.env.action_space.sample())
     if "fault" in info:
@@ -383,6 +290,7 @@ def make_training(
     from agent.metrics import MetricsLog
     from agent.policy import RandomPolicy
     from agent.train import LocalLearner, RemoteLearner, Training
+    from tasks.stage import labels, sizes
 
     sync = not scene.world.realtime if config.train.sync is None else config.train.sync
     prepare_process(config.agent, config.train.learner_threads if sync else 1)  # acting needs one core
@@ -395,13 +303,13 @@ def make_training(
         actor=actor,
         collector=make_collector(config, actor, stack, images=sees(config)),
         link=LocalLearner(run, metrics) if sync else RemoteLearner(run),
-        policy=build_policy(config.agent, seed=int(seeds[0]), **sizes(config)),
+        policy=build_policy(config.agent, seed=int(seeds[0]), **sizes(config.task)),
         random_policy=RandomPolicy(scene.action_size, np.random.default_rng(seeds[1])),
         metrics=metrics,
         display=make_display(scene, config.train.steps),
         statistics=scene.world.statistics,
-        picture=film_of(scene.world),
-        labels=labels(config),
+        picture=scene.film(),
+        labels=labels(config.task),
     )
 
 
@@ -409,6 +317,7 @@ def command_collect(args: argparse.Namespace) -> int:
     """Logs episodes of a fixed policy: first data, an expert's demonstrations, what chance does."""
     from agent.rollouts import Collection
     from configs.composition import compose
+    from tasks.stage import labels
 
     config, wanted = compose(args), args.episodes or 10
     if args.policy == "expert":
@@ -420,7 +329,7 @@ def command_collect(args: argparse.Namespace) -> int:
         policy = fixed_policy(args.policy, config, scene, len(collection.done))
         actor = make_actor(config, scene, args)
         collector = make_collector(config, actor, stack, images=True)
-        collection.fill(actor, collector, policy, wanted, labels(config))
+        collection.fill(actor, collector, policy, wanted, labels(config.task))
     return 0
 
 
@@ -467,6 +376,7 @@ def expert_policy(scene: Stage, rng: np.random.Generator, oracle: OracleConfig |
 def command_evaluate(args: argparse.Namespace) -> int:
     """Measures a run's newest policy on a fixed list of starts and goals."""
     from agent.run_dir import RunDir
+    from tasks.stage import labels, stage
 
     run, wanted = RunDir.open(args.run), args.episodes or 20
     config, policy = learned(args, run)
@@ -477,14 +387,18 @@ def command_evaluate(args: argparse.Namespace) -> int:
     made = read_rows(run.path / "sessions.jsonl")[:1] or [{}]
     args.task, args.hw = made[0].get("task", config.task.kind), args.hw or made[0].get("hw", config.hw.kind)
     folder = run.fresh_folder(f"evaluation/{time.strftime('%Y%m%d-%H%M%S')}")
-    with stage(config, images=sees(config)) as scene, make_display(scene, wanted) as display:
-        evaluate(make_actor(config, scene, args), policy, folder, wanted, labels(config), display)
+    with (
+        stage(config.task, config.hw, config.train.seed, images=sees(config)) as scene,
+        make_display(scene, wanted) as display,
+    ):
+        evaluate(make_actor(config, scene, args), policy, folder, wanted, labels(config.task), display)
     return 0
 
 
 def learned(args: argparse.Namespace, run: RunDir) -> tuple[RunConfig, Policy]:
     """A run's configuration, perhaps on another rig, and its newest policy. Raises ConfigError, RunError."""
     from configs.composition import compose_evaluation
+    from tasks.stage import sizes
 
     config = compose_evaluation(args, run.path)
 
@@ -497,7 +411,7 @@ def learned(args: argparse.Namespace, run: RunDir) -> tuple[RunConfig, Policy]:
             f"{run.path} has no weights yet: nothing was learned. "
             f"To go on with it: the command that began it with --resume --run {run.path}"
         )
-    policy = build_policy(config.agent, seed=config.train.seed, **sizes(config))
+    policy = build_policy(config.agent, seed=config.train.seed, **sizes(config.task))
     policy.load_weights(newest[1])
     return config, policy
 
@@ -510,6 +424,7 @@ def command_replay(args: argparse.Namespace) -> int:
     from tasks import make_task
     from tasks.replay import replay, rescore
     from tasks.replay_report import show_replay, show_rescore
+    from tasks.stage import stage
     from tasks.suite import SuiteConfig
 
     episode = logged(args.episode)
@@ -529,7 +444,7 @@ def command_replay(args: argparse.Namespace) -> int:
         with usable(args.episode):
             same = show_rescore(rescore(task, episode.parameters, steps, episode.terms))
         return 0 if same else 1
-    with stage(config, images=False) as scene, usable(args.episode):
+    with stage(config.task, config.hw, config.train.seed, images=False) as scene, usable(args.episode):
         assert isinstance(scene.world, Rig)
         scene.world.imitate(episode.parameters)
         result = replay(

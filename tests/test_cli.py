@@ -28,6 +28,7 @@ from agent.policy import ConstantPolicy
 from configs import command_line, ending
 from configs.composition import compose, recompose
 from configs.document import ConfigError, Layer
+from tasks.stage import stage
 
 ROOT = Path(__file__).parents[1]
 SMALL = (
@@ -404,7 +405,7 @@ def test_the_emulator_serves_until_it_is_stopped_which_is_no_failure(
 def test_what_happens_on_the_rig_is_shown_at_once_and_stands_in_the_log(tmp_path: Path, call: Call) -> None:
     args = command_line.parse(shlex.split(TRAIN))
     config = compose(args)
-    with run_robot.stage(config, images=False) as scene:
+    with stage(config.task, config.hw, config.train.seed, images=False) as scene:
         run_robot.make_display(scene, 3)
         actor, rest = run_robot.make_actor(config, scene, args), np.zeros(9, np.float32)
         scene.world.events.emit("reboot", "servo 12 reported overload and was restarted")
