@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from agent.run_dir import RunDir
     from agent.train import Collector, Training
     from calibration.capture import Setup
+    from calibration.procedures import Site
     from configs.run import RunConfig
     from robot.rig import RigConfig
     from tasks.oracle import OracleConfig
@@ -37,11 +38,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent
 CONFIGS = ROOT / "configs"
-PLANTS = Path("plants")  # beside runs/, where the program was started
-CAMERAS = Path("cameras")  # there, too
-JOINTS = Path("joints")  # and there
+CAMERAS = Path("cameras")  # beside runs/, where the program was started
 MINUTE = "%Y-%m-%d %H:%M"  # as settings tell when they were measured
-HANDS_OFF = "{} moves for about {:.0f} s. Hands off; Ctrl-C lets it go limp."
 MCAP_MAGIC = b"\x89MCAP"
 WHY_NOT_SYNC = (
     "the servos would stand under torque, their watchdog tripped, while the actor's process learns. "
@@ -511,63 +509,40 @@ def check_rig(config: RigConfig, *, fix: bool = False) -> int:
 
 def command_identify(args: argparse.Namespace) -> int:
     """Fits the simulated plant to the robot, from small motions of it or from a recording of such."""
-    from rich.console import Console
-
-    from calibration.identify import identify
-    from calibration.plant_report import publish
-    from calibration.progress import bar
-    from calibration.recording import Recording
+    from calibration.procedures import identify_again, identify_plant
+    from configs.composition import rig_settings
     from configs.document import ConfigError
 
     source = getattr(args, "from")
     if source and (args.hw or args.config or args.overrides):
         way_out = "it takes no --hw, --config or --set; without --from the robot moves again"
         raise ConfigError([f"--from fits what was recorded, on the rig that it was recorded on: {way_out}"])
-    console = Console()
-    path = Path(source) if source else record_plant(args, console)
-    recording = Recording.load(path)
-    with bar(console, "fitting") as told:
-        found = identify(recording, told)
-    plant = path.with_suffix(".yaml")
     if source:
-        plant = path.with_name(f"{Path(recording.name).stem}-{time.strftime('%Y%m%d-%H%M%S')}.yaml")
-    publish(found, path, plant, time.strftime(MINUTE), console)
+        identify_again(site(args), Path(source))
+    else:
+        identify_plant(site(args), rig_settings(args).hw)
     return 0
-
-
-def record_plant(args: argparse.Namespace, console: Console) -> Path:
-    """Moves the robot as an identification needs it; the file of what was measured, written at the end."""
-    from calibration.excitation import Excitation, ExcitationConfig, plans, require_clear
-    from calibration.plant_report import require_writable
-    from calibration.progress import bar, say
-    from configs.composition import rig_settings
-    from robot.rig import build
-
-    name, motions = Path(args.hw).stem, ExcitationConfig()
-    path = PLANTS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.npz"
-    config = rig_settings(args).hw
-    require_writable(path)
-    require_clear(motions, config.dclaw, plans(motions, config.dclaw, config.control_period))
-    with closing(build(config, cameras=False)) as rig, bar(console, "moving") as told:
-        excitation = Excitation(rig, motions, told)
-        say(console, HANDS_OFF.format(name, excitation.duration))
-        with rig:
-            excitation.record(name).save(path)
-    console.print(f"recorded: {path}", highlight=False, soft_wrap=True)
-    return path
 
 
 def command_calibrate(args: argparse.Namespace) -> int:
     """Measures what the configuration must know of the bench."""
-    ways = {
-        "camera": calibrate_camera,
-        "joints": calibrate_joints,
-        "scene": calibrate_scene,
-        "valve": calibrate_valve,
-        "overlay": show_overlay,
-    }
+    from calibration import procedures
+    from configs.composition import rig_settings
+
     check_calibrate(args)
-    return ways[args.what](args)
+    if args.what == "camera":
+        return calibrate_camera(args)
+    here, config = site(args), rig_settings(args).hw
+    match args.what:
+        case "joints":
+            return 0 if procedures.calibrate_joints(here, config) else 1
+        case "valve":
+            procedures.calibrate_valve(here, config, by_hand=args.by_hand)
+        case "scene":
+            procedures.calibrate_scene(here, config)
+        case "overlay":
+            procedures.show_overlay(here, config)
+    return 0
 
 
 def check_calibrate(args: argparse.Namespace) -> None:
@@ -581,97 +556,13 @@ def check_calibrate(args: argparse.Namespace) -> None:
             raise ConfigError([f"{flag} is for `calibrate {user}`, not for `calibrate {args.what}`"])
 
 
-def result_path(folder: Path, args: argparse.Namespace, what: str = "") -> Path:
-    """Where a procedure will write, known to be writable before anybody works for it. Raises OSError."""
-    from calibration.plant_report import require_writable
-
-    path = folder / f"{Path(args.hw).stem}{what}-{time.strftime('%Y%m%d-%H%M%S')}.yaml"
-    require_writable(path)
-    return path
-
-
-def calibrate_joints(args: argparse.Namespace) -> int:
-    """Zero, direction and stops of each joint, moved by somebody's hands."""
-    from calibration.joints_session import calibrate_joints as calibrate
-    from configs.composition import rig_settings
-    from configs.document import ConfigError
-
-    config = rig_settings(args).hw
-    if config.kind == "sim":
-        way_out = "--hw emulated and --hw dclaw have some"
-        raise ConfigError([f"--hw {args.hw} has no joints that a hand could move: {way_out}"])
-    done = calibrate(config, args.hw, result_path(JOINTS, args), time.strftime(MINUTE), sys.stdin)
-    return 0 if done else 1
-
-
-def show_overlay(args: argparse.Namespace) -> int:
-    """Shows the model over the camera's picture, until Ctrl-C; nothing moves."""
+def site(args: argparse.Namespace) -> Site:
+    """The bench, and who is at its terminal."""
     from rich.console import Console
 
-    from calibration.overlay import Overlay, show
-    from configs.composition import rig_settings
-    from robot.clock import SystemClock
-    from robot.rig import build
+    from calibration.procedures import Site
 
-    path = result_path(CAMERAS, args, "-overlay").with_suffix(".png")
-    with (
-        suppress(KeyboardInterrupt),  # its usual end
-        closing(build(rig_settings(args).hw)) as rig,
-        closing(Overlay(rig)) as overlay,
-    ):
-        show(overlay, path, SystemClock(), Console(), lambda: True)
-    return 0
-
-
-def calibrate_scene(args: argparse.Namespace) -> int:
-    """Takes the picture by which later starts see whether the camera was moved."""
-    from rich.console import Console
-
-    from calibration import scene
-    from calibration.progress import say
-    from configs.composition import rig_settings
-    from robot.rig import build
-
-    console, config = Console(), rig_settings(args).hw
-    config = config.model_copy(update={"camera": config.camera.model_copy(update={"scene": None})})
-    path = result_path(CAMERAS, args, "-scene")
-    with closing(build(config)) as rig:
-        say(console, HANDS_OFF.format(args.hw, 5))
-        with rig:
-            scene.calibrate_scene(rig, args.hw, path, time.strftime(MINUTE), console)
-    return 0
-
-
-def calibrate_valve(args: argparse.Namespace) -> int:
-    """Finds zero and sign of the valve's encoder by its pointer in the picture."""
-    from rich.console import Console
-
-    from calibration.progress import say
-    from calibration.terminal import Keys
-    from calibration.valve import SLOW, by_hand, by_servo, fit, publish
-    from configs.composition import rig_settings
-    from robot.rig import build
-
-    console, config = Console(), rig_settings(args).hw
-    path = result_path(CAMERAS, args, "-valve")
-    config = config.model_copy(update={"dclaw": config.dclaw.model_copy(update={"object_velocity": SLOW})})
-    said = [""]
-
-    def told(news: str) -> None:
-        if news != said[-1]:
-            say(console, news)
-        said[:] = [news]
-
-    with closing(build(config)) as rig:
-        if args.by_hand:
-            sightings = by_hand(rig, Keys(sys.stdin), told)
-        else:
-            told(HANDS_OFF.format(args.hw, 40))
-            with rig:
-                sightings = by_servo(rig, told)
-    found = fit(sightings, config.dclaw.object_offset)
-    publish(found, args.hw, path, time.strftime(MINUTE), console)
-    return 0
+    return Site(args.hw or "", Console(), sys.stdin, time.strftime)
 
 
 def calibrate_camera(args: argparse.Namespace) -> int:
