@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from ctypes.util import find_library
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,6 @@ from configs.ending import exit_code, plainly, stoppable, told
 
 if TYPE_CHECKING:
     import numpy as np
-    from rich.console import Console
 
     from agent.actor import Actor
     from agent.display import Display
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from agent.policy import Policy
     from agent.run_dir import RunDir
     from agent.train import Collector, Training
-    from calibration.capture import Setup
     from calibration.procedures import Site
     from configs.run import RunConfig
     from robot.rig import RigConfig
@@ -38,8 +36,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent
 CONFIGS = ROOT / "configs"
-CAMERAS = Path("cameras")  # beside runs/, where the program was started
-MINUTE = "%Y-%m-%d %H:%M"  # as settings tell when they were measured
 MCAP_MAGIC = b"\x89MCAP"
 WHY_NOT_SYNC = (
     "the servos would stand under torque, their watchdog tripped, while the actor's process learns. "
@@ -567,85 +563,23 @@ def site(args: argparse.Namespace) -> Site:
 
 def calibrate_camera(args: argparse.Namespace) -> int:
     """Measures lens and place of the camera, with a board in somebody's hands or by photographs of it."""
-    from rich.console import Console
-
-    from calibration.board import Board
-    from calibration.camera import calibrate
-    from calibration.camera_report import publish
-    from calibration.capture import read_folder
-    from configs.document import ConfigError
-
-    source, console = getattr(args, "from"), Console()
-    if args.print_board:
-        return print_board(args, console)
-    if not args.hw and (args.config or args.overrides):
-        raise ConfigError(["--from takes --config and --set only with --hw, whose values they change"])
-    given = camera_setup(args) if args.hw and source else None
-    photographs = read_folder(Path(source) if source else photograph(args, console), given)
-    found = calibrate(Board(photographs.setup.board), photographs.views, photographs.base)
-    path = CAMERAS / f"{Path(photographs.setup.name).stem}-{time.strftime('%Y%m%d-%H%M%S')}.yaml"
-    publish(found, photographs, path, time.strftime(MINUTE), console)
-    return 0
-
-
-def print_board(args: argparse.Namespace, console: Console) -> int:
-    """Writes the sheet with the board. Raises ConfigError, CalibrationError, OSError."""
-    from calibration.board import Board
-    from calibration.progress import say
-    from configs.document import ConfigError
-
-    if not args.hw:
-        raise ConfigError(["--print-board needs --hw: with it come the board's settings"])
-    Board(bench_setup(args).board).print_to(Path(args.print_board))
-    say(console, f"{args.print_board}: print it at 100 %, then measure its ruler")
-    return 0
-
-
-def bench_setup(args: argparse.Namespace) -> Setup:
-    """The camera as it is before it is calibrated, and the board. Raises ConfigError."""
-    from calibration.capture import Setup
+    from calibration import procedures
     from configs.composition import bench_settings
-    from robot.camera import identity
-
-    config = bench_settings(args)
-    camera = config.hw.camera.model_copy(update={"lens": None, "projection": None, "calibration": None})
-    return Setup(
-        name=args.hw,
-        kind=config.hw.kind,
-        identity=identity(camera.source),
-        camera=camera,
-        board=config.board,
-    )
-
-
-def camera_setup(args: argparse.Namespace) -> Setup:
-    """The same, where there is a camera to calibrate. Raises ConfigError."""
     from configs.document import ConfigError
 
-    setup = bench_setup(args)
-    if setup.kind != "real":
-        way_out = "its projection is known exactly; --hw dclaw has a camera to calibrate"
-        raise ConfigError([f"--hw {args.hw} sees through a simulated camera: {way_out}"])
-    return setup
-
-
-def photograph(args: argparse.Namespace, console: Console) -> Path:
-    """Photographs of the board, taken with the person who holds it; their folder."""
-    from calibration.board import Board
-    from calibration.camera_report import watched
-    from calibration.capture import Session, Watch
-    from calibration.progress import say
-    from calibration.terminal import Keys
-    from robot.camera import OpenCvCamera
-    from robot.clock import SystemClock
-
-    setup, clock = camera_setup(args), SystemClock()
-    folder = CAMERAS / f"{Path(args.hw).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    with closing(OpenCvCamera(setup.camera, clock)) as camera, watched(console) as told:
-        again = f"run_robot.py calibrate camera --from {folder}"
-        say(console, f"photographs go to {folder}; however this ends, {again} evaluates them")
-        Session(Watch(camera, clock, Board(setup.board)), setup, folder, Keys(sys.stdin), told).take()
-    return folder
+    here, source, setup = site(args), getattr(args, "from"), None
+    if args.hw:
+        bench = bench_settings(args)
+        setup = procedures.camera_setup(here, bench.hw, bench.board)
+    elif args.print_board:
+        raise ConfigError(["--print-board needs --hw: with it come the board's settings"])
+    elif args.config or args.overrides:
+        raise ConfigError(["--from takes --config and --set only with --hw, whose values they change"])
+    if args.print_board and setup:
+        procedures.print_board(here, setup.board, Path(args.print_board))
+    else:
+        procedures.calibrate_camera(here, setup, Path(source) if source else None)
+    return 0
 
 
 def command_motors(args: argparse.Namespace) -> int:

@@ -10,8 +10,10 @@ from typing import TextIO
 
 from rich.console import Console
 
-from calibration import joints_session, plant_report, scene, valve
-from calibration.board import CalibrationError
+from calibration import camera_report, joints_session, plant_report, scene, valve
+from calibration.board import Board, BoardConfig, CalibrationError
+from calibration.camera import calibrate
+from calibration.capture import Session, Setup, Watch, read_folder
 from calibration.excitation import Excitation, ExcitationConfig, plans, require_clear
 from calibration.identify import identify
 from calibration.overlay import Overlay, show
@@ -19,6 +21,7 @@ from calibration.plant_report import require_writable
 from calibration.progress import bar, say
 from calibration.recording import Recording
 from calibration.terminal import Keys
+from robot.camera import OpenCvCamera, identity
 from robot.clock import SystemClock
 from robot.rig import RigConfig, build
 
@@ -161,3 +164,49 @@ def show_overlay(site: Site, config: RigConfig) -> None:
         closing(Overlay(rig)) as overlay,
     ):
         show(overlay, path, SystemClock(), site.console, lambda: True)
+
+
+# --- The camera --------------------------------------------------------------------------------------------
+
+
+def camera_setup(site: Site, config: RigConfig, board: BoardConfig) -> Setup:
+    """The camera as it is before it is calibrated, and the board."""
+    camera = config.camera.model_copy(update={"lens": None, "projection": None, "calibration": None})
+    return Setup(
+        name=site.name, kind=config.kind, identity=identity(camera.source), camera=camera, board=board
+    )
+
+
+def print_board(site: Site, board: BoardConfig, sheet: Path) -> None:
+    """Writes the sheet with the board. Raises CalibrationError, OSError."""
+    Board(board).print_to(sheet)
+    site.say(f"{sheet}: print it at 100 %, then measure its ruler")
+
+
+def calibrate_camera(site: Site, setup: Setup | None, source: Path | None) -> None:
+    """Lens and place of the camera, with a board in somebody's hands, or by the photographs in `source`.
+
+    setup: None where the photographs say themselves with what they were taken. Raises CalibrationError,
+    CameraFault, OSError.
+    """
+    if setup is not None and setup.kind != "real":
+        way_out = "its projection is known exactly; --hw dclaw has a camera to calibrate"
+        raise CalibrationError(f"--hw {setup.name} sees through a simulated camera: {way_out}")
+    if source is None:
+        assert setup is not None
+        photographs = read_folder(_photograph(site, setup))
+    else:
+        photographs = read_folder(source, setup)
+    found = calibrate(Board(photographs.setup.board), photographs.views, photographs.base)
+    path = CAMERAS / f"{Path(photographs.setup.name).stem}-{site.stamp}.yaml"
+    camera_report.publish(found, photographs, path, site.minute, site.console)
+
+
+def _photograph(site: Site, setup: Setup) -> Path:
+    """Photographs of the board, taken with the person who holds it; their folder."""
+    folder, clock = CAMERAS / f"{Path(site.name).stem}-{site.stamp}", SystemClock()
+    with closing(OpenCvCamera(setup.camera, clock)) as camera, camera_report.watched(site.console) as told:
+        again = f"run_robot.py calibrate camera --from {folder}"
+        site.say(f"photographs go to {folder}; however this ends, {again} evaluates them")
+        Session(Watch(camera, clock, Board(setup.board)), setup, folder, Keys(site.keyboard), told).take()
+    return folder
