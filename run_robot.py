@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from robot.rig import RigConfig
     from tasks.oracle import OracleConfig
     from tasks.stage import Stage
+    from tasks.task import Task
 
 ROOT = Path(__file__).parent
 CONFIGS = ROOT / "configs"
-MCAP_MAGIC = b"\x89MCAP"
 WHY_NOT_SYNC = (
     "the servos would stand under torque, their watchdog tripped, while the actor's process learns. "
     "Leave it out: the learner then has a process of its own"
@@ -79,18 +79,10 @@ def check_learner(config: RunConfig) -> None:
         check_prior(config.train.prior, config.agent.observations, sizes(config.task))
     if config.train.sync and config.hw.kind != "sim":
         raise ConfigError([f"--sync is not for {config.hw.kind} hardware: {WHY_NOT_SYNC}"])
-    if config.agent.device == "cpu":
-        return
-    import torch
+    if config.agent.device != "cpu":
+        from agent.build import require_device
 
-    try:
-        torch.zeros(1, device=config.agent.device)
-    except (RuntimeError, AssertionError) as error:
-        usable = ", ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))])
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            [f"agent.device: {config.agent.device!r} fails ({reason}); usable here: {usable}"]
-        ) from None
+        require_device(config.agent.device)
 
 
 def sees(config: RunConfig) -> bool:
@@ -412,65 +404,41 @@ def learned(args: argparse.Namespace, run: RunDir) -> tuple[RunConfig, Policy]:
 
 def command_replay(args: argparse.Namespace) -> int:
     """Moves as a logged episode did and reports the difference; with --rescore nothing moves."""
-    from configs.composition import recompose
-    from configs.document import ConfigError, Layer
+    from agent.episodes import read_replayable
     from robot.rig import Rig
-    from tasks import make_task
-    from tasks.replay import replay, rescore
+    from tasks.replay import replay_logged, rescore
     from tasks.replay_report import show_replay, show_rescore
     from tasks.stage import stage
-    from tasks.suite import SuiteConfig
 
-    episode = logged(args.episode)
-    made = Layer.from_text(episode.header["config"], f"{args.episode} (config)")
-    config, logged_as = recompose(args, made), made.value("task", "kind")
-    telemetry = episode.telemetry
-    if isinstance(config.task, SuiteConfig):
-        way_out = "evaluate --run shows what its run has learned"
-        raise ConfigError([f"{args.episode} is of dm_control, and replay is for robots; {way_out}"])
-    task = make_task(config.task)
-    if config.task.kind != logged_as:
-        raise ConfigError([f"{args.episode} is of a task of kind {logged_as}, not {config.task.kind}"])
+    episode = read_replayable(Path(args.episode))
+    config, task = replayed(args, episode)
     with usable(args.episode):
         task.restore(episode.parameters)
-    if args.rescore:
-        steps = {column: values[1:] for column, values in telemetry.items()}
-        with usable(args.episode):
-            same = show_rescore(rescore(task, episode.parameters, steps, episode.terms))
-        return 0 if same else 1
+        if args.rescore:
+            steps = {column: values[1:] for column, values in episode.telemetry.items()}
+            return 0 if show_rescore(rescore(task, episode.parameters, steps, episode.terms)) else 1
     with stage(config.task, config.hw, config.train.seed, images=False) as scene, usable(args.episode):
         assert isinstance(scene.world, Rig)
-        scene.world.imitate(episode.parameters)
-        result = replay(
-            scene.world,
-            task,
-            telemetry["applied"][1:],
-            start=telemetry["joint_position"][0],
-            object_start=telemetry["object_position"][0],
-        )
-    show_replay(task, result, telemetry)
+        result = replay_logged(scene.world, task, episode.parameters, episode.telemetry)
+    show_replay(task, result, episode.telemetry)
     return 0
 
 
-def logged(path: str) -> Episode:
-    """An episode that can be replayed, without its images. Raises ConfigError, EpisodeError."""
-    from agent.episodes import read_episode
-    from configs.document import ConfigError
+def replayed(args: argparse.Namespace, episode: Episode) -> tuple[RunConfig, Task]:
+    """The settings of an episode, perhaps on another rig, and its task. Raises ConfigError."""
+    from configs.composition import recompose
+    from configs.document import ConfigError, Layer
+    from tasks import make_task
+    from tasks.suite import SuiteConfig
 
-    if not Path(path).is_file():
-        what = "is no file" if Path(path).exists() else "does not exist"
-        raise ConfigError([f"{path} {what}; `ls runs/*/episodes` shows the episodes that there are"])
-    with open(path, "rb") as file:
-        if file.read(len(MCAP_MAGIC)) not in (MCAP_MAGIC, b""):
-            raise ConfigError(
-                [f"{path} is no episode: expected an MCAP file, such as runs/*/episodes/*.mcap"]
-            )
-    episode = read_episode(Path(path), images=False)
-    if "config" not in episode.header:
-        raise ConfigError([f"{path} says nothing of its settings: it is no episode of this program"])
-    if not len(episode.actions):
-        raise ConfigError([f"{path} holds no step: it was interrupted before the first; choose another"])
-    return episode
+    made = Layer.from_text(episode.header["config"], f"{args.episode} (config)")
+    config, logged_as = recompose(args, made), made.value("task", "kind")
+    if isinstance(config.task, SuiteConfig):
+        way_out = "evaluate --run shows what its run has learned"
+        raise ConfigError([f"{args.episode} is of dm_control, and replay is for robots; {way_out}"])
+    if config.task.kind != logged_as:
+        raise ConfigError([f"{args.episode} is of a task of kind {logged_as}, not {config.task.kind}"])
+    return config, make_task(config.task)
 
 
 @contextmanager

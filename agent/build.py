@@ -21,6 +21,10 @@ from agent.slac import SlacAgent
 T = TypeVar("T")
 
 
+class NoDevice(Exception):
+    """What is to compute is not there, or does not work."""
+
+
 class Agent(Protocol):
     """Learns from batches of windows."""
 
@@ -74,6 +78,16 @@ class Agent(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues bit for bit where the state was taken."""
         ...
+
+
+def require_device(device: str) -> None:
+    """Tells a device that cannot compute before a run begins on it. Raises NoDevice naming those that can."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        usable = ", ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))])
+        reason = str(error).splitlines()[0]
+        raise NoDevice(f"agent.device: {device!r} fails ({reason}); usable here: {usable}") from None
 
 
 def prepare_process(config: AgentConfig, threads: int) -> None:
