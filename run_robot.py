@@ -11,8 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from ctypes.util import find_library
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,12 +36,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent
 CONFIGS = ROOT / "configs"
-WHY_NOT_SYNC = (
-    "the servos would stand under torque, their watchdog tripped, while the actor's process learns. "
-    "Leave it out: the learner then has a process of its own"
-)
-# MUJOCO_GL -> the library that MuJoCo then loads when it is imported, and its Debian packages.
-GRAPHICS = {"egl": ("EGL", "libegl1 libopengl0 libgl1-mesa-dri"), "osmesa": ("OSMesa", "libosmesa6")}
 
 
 # --- Settings
@@ -66,19 +59,12 @@ def check_expert(config: RunConfig) -> None:
 
 
 def check_learner(config: RunConfig) -> None:
-    """Refuses --sync where it does harm, prior data and a device that are not there.
-
-    Raises ConfigError, PriorDataError.
-    """
-    from configs.document import ConfigError
-    from tasks.stage import sizes
-
+    """Refuses prior data and a device that are not there. Raises PriorDataError, NoDevice."""
     if config.train.prior:
         from agent.intake import check_prior
+        from tasks.stage import sizes
 
         check_prior(config.train.prior, config.agent.observations, sizes(config.task))
-    if config.train.sync and config.hw.kind != "sim":
-        raise ConfigError([f"--sync is not for {config.hw.kind} hardware: {WHY_NOT_SYNC}"])
     if config.agent.device != "cpu":
         from agent.build import require_device
 
@@ -90,77 +76,27 @@ def sees(config: RunConfig) -> bool:
     return config.agent.kind != "sac_state"
 
 
-# --- The rig
-
-
-def check_graphics(wanted: str) -> None:
-    """Refuses a MUJOCO_GL with which MuJoCo cannot even be imported. Raises MissingPart."""
-    if wanted in ("", "glfw", "disable"):
-        return
-    from robot.types import MissingPart
-
-    if wanted not in GRAPHICS:
-        raise MissingPart(f"MUJOCO_GL is {wanted!r}, expected egl, osmesa or glfw. Type: unset MUJOCO_GL")
-    library, packages = GRAPHICS[wanted]
-    if find_library(library) is None:
-        way_out = f"Type `unset MUJOCO_GL`, or as root `apt-get install {packages}`"
-        raise MissingPart(f"MUJOCO_GL is {wanted}, but there is no lib{library} here. {way_out}")
-
-
 # --- Runs
 
 
-@contextmanager
-def opened(args: argparse.Namespace, config: RunConfig, *, images: bool) -> Iterator[tuple[RunDir, Stage]]:
-    """The run directory, ours alone, and the engaged rig. A run whose rig never came up leaves nothing."""
-    from agent.run_dir import RunDir
+def opened(
+    args: argparse.Namespace, config: RunConfig, *, images: bool
+) -> AbstractContextManager[tuple[RunDir, Stage]]:
+    """The run directory, ours alone, and the engaged rig."""
+    from agent.provenance import provenance
+    from agent.session import Session
+    from configs.composition import changes
     from configs.loader import dump
-    from tasks.stage import stage
+    from tasks.stage import sizes, stage
 
+    about = {"time": time.time(), "argv": sys.argv, "task": args.task, "hw": args.hw, **provenance(ROOT)}
+    session = Session(dump(config), sizes(config.task), about)
+    scene = stage(config.task, config.hw, config.train.seed, images=images)
+    if args.resume:
+        return session.resumed(Path(args.run), scene, lambda run: changes(run, config))
     agent = getattr(args, "agent", args.command)
     words = [*(Path(word).stem for word in (args.task, agent, args.hw)), time.strftime("%Y%m%d-%H%M%S")]
-    path = Path(args.run or f"runs/{'-'.join(words)}")
-    run = RunDir.open(path) if args.resume else RunDir.vacant(path)
-    try:
-        with ExitStack() as stack:
-            if args.resume:
-                stack.enter_context(run.lock("actor"))
-                make_whole(run, config)
-            scene = stack.enter_context(stage(config.task, config.hw, config.train.seed, images=images))
-            if not args.resume:
-                run.create(run.path, dump(config))
-                stack.enter_context(run.lock("actor"))
-            remember(run, args, config)
-            yield run, scene
-    except KeyboardInterrupt:
-        if (run.path / "config.yaml").exists():
-            print(f"To go on: the same command with --resume --run {run.path}", file=sys.stderr)
-        raise
-
-
-def make_whole(run: RunDir, config: RunConfig) -> None:
-    """Closes what a crash left open. Raises ConfigError for a run of another task, robot or agent."""
-    from agent.recovery import recover
-    from configs.composition import changes
-
-    news = [f"changed: {line}" for line in changes(run.path, config)]
-    found = recover(run.path)
-    news += [f"recovered {summary.file}: {summary.steps} steps" for summary in found.recovered]
-    news += [f"left out: {trouble}" for trouble in found.damaged]
-    print(*news, sep="\n", end="\n" * bool(news))
-
-
-def remember(run: RunDir, args: argparse.Namespace, config: RunConfig) -> None:
-    """Writes what the learner reads, and by which command this session came about. Raises DiskError."""
-    from agent.files import append_row, to_json, write_atomic
-    from agent.provenance import provenance
-    from configs.loader import dump
-    from tasks.stage import sizes
-
-    write_atomic(run.path / "config.yaml", dump(config))
-    write_atomic(run.path / "spaces.json", to_json(sizes(config.task)))
-    row = {"time": time.time(), "argv": sys.argv, "task": args.task, "hw": args.hw, **provenance(ROOT)}
-    append_row(run.path / "sessions.jsonl", row)
+    return session.begun(Path(args.run or f"runs/{'-'.join(words)}"), scene)
 
 
 def make_actor(config: RunConfig, scene: Stage, args: argparse.Namespace) -> Actor:
@@ -223,9 +159,9 @@ def make_display(scene: Stage, steps: int) -> Display:
 
 def command_train(args: argparse.Namespace) -> int:
     """Learns a task and reports."""
-    from configs.composition import compose
+    from configs.composition import compose_training
 
-    config = compose(args)
+    config = compose_training(args)
     check_learner(config)
     if args.print_config:
         return print_config(config)
@@ -556,21 +492,13 @@ def command_motors(args: argparse.Namespace) -> int:
 
     from configs.composition import rig_settings
     from configs.document import ConfigError
-    from robot.motors import name_servos, show
+    from robot.motors import name_servos, show, typed
 
     config = rig_settings(args).hw
     if config.kind == "sim":
         raise ConfigError([f"--hw {args.hw} is no bus with servos on it; --hw emulated and --hw dclaw are"])
-    whole = name_servos(config, answer_of, Console()) if args.set_id else show(config, Console())
+    whole = name_servos(config, typed, Console()) if args.set_id else show(config, Console())
     return 0 if whole else 1
-
-
-def answer_of(question: str) -> str:
-    """What the person types; when nobody is there, the word that ends the questions."""
-    try:
-        return input(question)
-    except EOFError:
-        return "q"
 
 
 def command_emulate(args: argparse.Namespace) -> int:
@@ -595,7 +523,7 @@ def command_emulate(args: argparse.Namespace) -> int:
 
 def command_list(args: argparse.Namespace) -> int:
     """Prints what can be named on the command line."""
-    from configs.loader import choices
+    from configs.loader import about, choices
 
     folders = {"--task": CONFIGS / "tasks", "--hw": CONFIGS / "hw", "--agent": CONFIGS / "agent"}
     for flag, folder in {**folders, "--config": CONFIGS}.items():
@@ -605,12 +533,6 @@ def command_list(args: argparse.Namespace) -> int:
             shown = os.path.relpath(path) if folder == CONFIGS else word
             print(f"  {shown:<20} {about(path)}")
     return 0
-
-
-def about(path: Path) -> str:
-    """The first sentence of a file's first line, which is a comment."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return lines[0].lstrip("# ").partition(". ")[0].rstrip(".") if lines else "(empty)"
 
 
 # --- The end
@@ -635,7 +557,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(sys.argv[1:] if argv is None else argv)
     try:
         if args.command != "list":
-            check_graphics(os.environ.get("MUJOCO_GL", "").lower())
+            from robot.opengl import require_importable
+
+            require_importable(os.environ.get("MUJOCO_GL", "").lower())
         with stoppable(), warnings.catch_warnings():
             warnings.showwarning = plainly
             return COMMANDS[args.command](args)

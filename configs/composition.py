@@ -19,6 +19,11 @@ MAY_CHANGE = (
 )
 LEARNED_WITH = ("agent.", "task.image_size", "task.action_range")  # which a policy is of no use without
 
+WHY_NOT_SYNC = (
+    "the servos would stand under torque, their watchdog tripped, while the actor's process learns. "
+    "Leave it out: the learner then has a process of its own"
+)
+
 
 def compose(args: argparse.Namespace) -> RunConfig:
     """The configuration of a new session: task < hw < agent < --config < --set and short flags.
@@ -28,6 +33,14 @@ def compose(args: argparse.Namespace) -> RunConfig:
     config = _checked(args, named(args.task, args.hw, getattr(args, "agent", "slac")))
     if config.train.envs > 1 and config.hw.kind != "sim":
         raise ConfigError([f"train.envs: there is one {config.hw.kind} robot; several are for --hw sim"])
+    return config
+
+
+def compose_training(args: argparse.Namespace) -> RunConfig:
+    """The configuration of a run that learns. Raises ConfigError."""
+    config = compose(args)
+    if config.train.sync and config.hw.kind != "sim":
+        raise ConfigError([f"--sync is not for {config.hw.kind} hardware: {WHY_NOT_SYNC}"])
     return config
 
 

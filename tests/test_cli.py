@@ -28,6 +28,7 @@ from agent.policy import ConstantPolicy
 from configs import command_line, ending
 from configs.composition import compose, recompose
 from configs.document import ConfigError, Layer
+from configs.loader import about
 from tasks.stage import stage
 
 ROOT = Path(__file__).parents[1]
@@ -170,7 +171,7 @@ def test_list_names_every_task_rig_and_agent_within_100_columns(
 
 def test_an_empty_settings_file_is_listed_too(tmp_path: Path) -> None:
     (tmp_path / "empty.yaml").touch()
-    assert run_robot.about(tmp_path / "empty.yaml") == "(empty)"
+    assert about(tmp_path / "empty.yaml") == "(empty)"
 
 
 # --- what the command line itself gets wrong: exit code 2, one clear line
@@ -431,7 +432,7 @@ def test_a_useless_opengl_library_is_told_before_mujoco_fails_on_it(
     value: str, words: list[str], monkeypatch: pytest.MonkeyPatch, call: Call
 ) -> None:
     monkeypatch.setenv("MUJOCO_GL", value)
-    monkeypatch.setattr("run_robot.find_library", lambda name: None)
+    monkeypatch.setattr("robot.opengl.find_library", lambda name: None)
     assert call("list") == 0
     assert call("check --hw sim") == 1
     assert not [word for word in words if word not in call.err]
@@ -442,7 +443,7 @@ def without_opengl(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(wanted: str) -> None:
         raise RuntimeError(f"no OpenGL for {wanted!r}")
 
-    monkeypatch.setattr("robot.canvas._gl_library", refuse)
+    monkeypatch.setattr("robot.opengl.load", refuse)
 
 
 @pytest.mark.usefixtures("without_opengl")
