@@ -41,23 +41,6 @@ CONFIGS = ROOT / "configs"
 # --- Settings
 
 
-def check_expert(config: RunConfig) -> None:
-    """Refuses --policy expert where there is none, or none that can see. Raises ConfigError."""
-    from configs.document import ConfigError
-    from tasks import all_tasks
-    from tasks.task import DemonstratedTask, ForeseeableTask
-
-    task = all_tasks().get(config.task.kind, object)
-    if not issubclass(task, DemonstratedTask | ForeseeableTask):
-        raise ConfigError([f"--policy expert: tasks of kind {config.task.kind} have no expert"])
-    if issubclass(task, DemonstratedTask):
-        return
-    if config.hw.kind != "sim":
-        raise ConfigError(["--policy expert: the expert knows the true state of the simulation: --hw sim"])
-    if config.train.envs > 1:
-        raise ConfigError(["--policy expert: it looks into one simulation on all cores; leave out --envs"])
-
-
 def check_learner(config: RunConfig) -> None:
     """Refuses prior data and a device that are not there. Raises PriorDataError, NoDevice."""
     if config.train.prior:
@@ -69,11 +52,6 @@ def check_learner(config: RunConfig) -> None:
         from agent.build import require_device
 
         require_device(config.agent.device)
-
-
-def sees(config: RunConfig) -> bool:
-    """Whether the agent learns from camera images."""
-    return config.agent.kind != "sac_state"
 
 
 # --- Runs
@@ -167,7 +145,7 @@ def command_train(args: argparse.Namespace) -> int:
         return print_config(config)
     if args.dry_run:
         return dry_run(config)
-    with opened(args, config, images=sees(config)) as (run, scene), ExitStack() as stack:
+    with opened(args, config, images=config.sees) as (run, scene), ExitStack() as stack:
         make_training(config, run, scene, args, stack).execute()
     return 0
 
@@ -190,7 +168,7 @@ def dry_run(config: RunConfig) -> int:
     print(f"ok: {config.agent.kind} with a policy of {weights} weights")
     if config.hw.kind == "real":
         return check_rig(config.hw)
-    with stage(config.task, config.hw, config.train.seed, images=sees(config)) as scene:
+    with stage(config.task, config.hw, config.train.seed, images=config.sees) as scene:
         observation, _ = scene.env.reset(seed=config.train.seed)
         *_, info = scene.env.step(scene.env.action_space.sample())
     if "fault" in info:
@@ -223,7 +201,7 @@ def make_training(
         run=run,
         config=config.train.scaled(),
         actor=actor,
-        collector=make_collector(config, actor, stack, images=sees(config)),
+        collector=make_collector(config, actor, stack, images=config.sees),
         link=LocalLearner(run, metrics) if sync else RemoteLearner(run),
         policy=build_policy(config.agent, seed=int(seeds[0]), **sizes(config.task)),
         random_policy=RandomPolicy(scene.action_size, np.random.default_rng(seeds[1])),
@@ -239,11 +217,12 @@ def command_collect(args: argparse.Namespace) -> int:
     """Logs episodes of a fixed policy: first data, an expert's demonstrations, what chance does."""
     from agent.rollouts import Collection
     from configs.composition import compose
+    from tasks.oracle import require_expert
     from tasks.stage import labels
 
     config, wanted = compose(args), args.episodes or 10
     if args.policy == "expert":
-        check_expert(config)
+        require_expert(config.task, config.hw, config.train.envs)
     if args.print_config:
         return print_config(config)
     with opened(args, config, images=True) as (run, scene), ExitStack() as stack:
@@ -277,7 +256,7 @@ def fixed_policy(kind: str, config: RunConfig, scene: Stage, done: int) -> Polic
 
 
 def expert_policy(scene: Stage, rng: np.random.Generator, oracle: OracleConfig | None = None) -> Policy:
-    """What does the stage's task as well as we know how; `check_expert` says where there is one."""
+    """What does the stage's task as well as we know how; `require_expert` says where there is one."""
     from agent.policy import ScriptedPolicy
     from agent.predictive import PredictiveConfig, PredictivePolicy
     from robot.rig import Rig
@@ -310,7 +289,7 @@ def command_evaluate(args: argparse.Namespace) -> int:
     args.task, args.hw = made[0].get("task", config.task.kind), args.hw or made[0].get("hw", config.hw.kind)
     folder = run.fresh_folder(f"evaluation/{time.strftime('%Y%m%d-%H%M%S')}")
     with (
-        stage(config.task, config.hw, config.train.seed, images=sees(config)) as scene,
+        stage(config.task, config.hw, config.train.seed, images=config.sees) as scene,
         make_display(scene, wanted) as display,
     ):
         evaluate(make_actor(config, scene, args), policy, folder, wanted, labels(config.task), display)
@@ -324,18 +303,9 @@ def learned(args: argparse.Namespace, run: RunDir) -> tuple[RunConfig, Policy]:
 
     config = compose_evaluation(args, run.path)
 
-    from agent.build import build_policy  # after what can be mistyped: with it comes torch
-    from agent.run_dir import RunError
+    from agent.build import load_policy  # after what can be mistyped: with it comes torch
 
-    newest = run.latest_weights(after=0)
-    if newest is None:
-        raise RunError(
-            f"{run.path} has no weights yet: nothing was learned. "
-            f"To go on with it: the command that began it with --resume --run {run.path}"
-        )
-    policy = build_policy(config.agent, seed=config.train.seed, **sizes(config.task))
-    policy.load_weights(newest[1])
-    return config, policy
+    return config, load_policy(run, config.agent, seed=config.train.seed, **sizes(config.task))
 
 
 def command_replay(args: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from agent.config import AgentConfig, ImageConfig, SacPixelsConfig, SacStateConf
 from agent.pixels import SacPixelsAgent
 from agent.policy import PixelsPolicy, Policy, SlacPolicy, StatePolicy
 from agent.replay import Batch
+from agent.run_dir import RunDir, RunError
 from agent.sac import SacStateAgent, SoftActorCritic
 from agent.slac import SlacAgent
 
@@ -151,6 +152,19 @@ def build_policy(
     if isinstance(config, SacPixelsConfig):
         return PixelsPolicy(config, shape, action_size, seed, joint_size)
     return SlacPolicy(config, shape, action_size, seed, joint_size)
+
+
+def load_policy(run: RunDir, config: AgentConfig, *, seed: int, **sizes: Any) -> Policy:
+    """The newest policy that a run has learned; sizes as of `build_policy`. Raises RunError."""
+    newest = run.latest_weights(after=0)
+    if newest is None:
+        raise RunError(
+            f"{run.path} has no weights yet: nothing was learned. "
+            f"To go on with it: the command that began it with --resume --run {run.path}"
+        )
+    policy = build_policy(config, seed=seed, **sizes)
+    policy.load_weights(newest[1])
+    return policy
 
 
 def _felt(config: ImageConfig, joint_size: int) -> int:

@@ -43,6 +43,7 @@ EXIT_CODES = {
     "robot.rig.ForeignRobotError": 2,
     "robot.types.Fault": 1,
     "robot.types.MissingPart": 1,
+    "tasks.oracle.NoExpert": 2,
     "tasks.suite.NoSuite": 2,
     "builtins.MemoryError": 1,
     "torch.OutOfMemoryError": 1,

@@ -15,14 +15,35 @@ from robot.safety import SafetyFilter
 from robot.sim import SimPlant
 from robot.types import Config, Floats
 from robot.world import JOINTS, VALVE_JOINT
-from tasks.task import Action, ForeseeableTask, Moments
+from tasks.catalogue import all_tasks
+from tasks.task import Action, DemonstratedTask, ForeseeableTask, Moments, TaskConfig
 
 if TYPE_CHECKING:
-    from robot.rig import Rig
+    from robot.rig import Rig, RigConfig
 
 STATE = mujoco.mjtState.mjSTATE_FULLPHYSICS  # time, then positions, then velocities
 # How often the last moment of a plan counts: what comes after it, which nobody computed, is mostly like it.
 LAST = 5
+
+
+class NoExpert(Exception):
+    """Nobody knows how to do a task well, or cannot see it from here."""
+
+
+def require_expert(task: TaskConfig, hw: RigConfig, envs: int) -> None:
+    """Refuses --policy expert where there is none, or none that can see. Raises NoExpert.
+
+    envs: robots side by side.
+    """
+    kind = all_tasks().get(task.kind, object)
+    if issubclass(kind, DemonstratedTask):
+        return
+    if not issubclass(kind, ForeseeableTask):
+        raise NoExpert(f"--policy expert: tasks of kind {task.kind} have no expert")
+    if hw.kind != "sim":
+        raise NoExpert("--policy expert: the expert knows the true state of the simulation: --hw sim")
+    if envs > 1:
+        raise NoExpert("--policy expert: it looks into one simulation on all cores; leave out --envs")
 
 
 class OracleConfig(Config):
