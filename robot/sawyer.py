@@ -29,7 +29,7 @@ from robot.types import (
     RobotState,
     Watch,
 )
-from robot.world import CameraPose, Painter, check_mujoco, decimated, folder_of
+from robot.world import CameraPose, Painter, addresses, check_mujoco, decimated, folder_of
 
 Point = tuple[float, float, float]  # m: x right, y away from the arm's base, z up from the table
 
@@ -201,8 +201,7 @@ class SawyerPlant:
         self._placed = model.body(self.scene.placed).id
         self._tips = [model.site(f"{side}EndEffector").id for side in ("right", "left")]
         self._claws = [model.joint(name).dofadr[0] for name in ("r_close", "l_close")]
-        self._arm = np.array([model.joint(name).dofadr[0] for name in ARM])
-        self._arm_qpos = np.array([model.joint(name).qposadr[0] for name in ARM])
+        self._arm_qpos, self._arm = addresses(model, ARM)
         self._low, self._high = np.array([model.joint(name).range for name in ARM]).T
         thing = model.joint(self.scene.joint)
         self._thing_qpos, self._thing_dof = int(thing.qposadr[0]), int(thing.dofadr[0])

@@ -19,7 +19,7 @@ from robot.registers import RAD_PER_S_PER_UNIT, RAD_PER_TICK, Register, servo_na
 from robot.servo import Servo
 from robot.sim_config import GUIDE_ZERO, SimConfig
 from robot.types import Floats
-from robot.world import GUIDE_JOINT, JOINTS, VALVE_JOINT
+from robot.world import GUIDE_JOINT, JOINTS, VALVE_JOINT, addresses
 
 Integers = NDArray[np.int64]
 
@@ -202,9 +202,7 @@ class Motors:
     def _prepare_motors(self) -> None:
         """The arrays that carry register values into the physics, one row per servo."""
         names = (*JOINTS, VALVE_JOINT, GUIDE_JOINT)[: len(self.servos)]
-        joints = [self._model.joint(name) for name in names]
-        self.qpos = np.array([joint.qposadr[0] for joint in joints])
-        self.qvel = np.array([joint.dofadr[0] for joint in joints])
+        self.qpos, self.qvel = addresses(self._model, names)
         config, signs = self._config, np.array(self._signs, np.float64)
         self._torque_per_unit = reg.AMPERE_PER_UNIT[config.servo_model] * config.torque_constant  # Nm
         self._zeros = np.array(self._zero_ticks, np.int64)
@@ -213,12 +211,12 @@ class Motors:
         self._torque_unit = signs * self._torque_per_unit
         self._factory_gain = self.servos[0].value(reg.POSITION_P_GAIN)
         self._model.actuator_forcelimited[:] = 1
-        self._shift = np.zeros(len(joints), np.int64)  # ticks, see Servo.shift
-        self._target = np.zeros(len(joints))  # rad, where goal positions send the motors
-        self._ramp = np.full(len(joints), np.inf)  # rad per step, from the profile velocity
-        self._driven = [False] * len(joints)
-        self._ramp_from = np.zeros(len(joints))  # rad, the setpoint when the present goal came
-        self._ramp_start = np.zeros(len(joints), np.int64)  # the step at which it came
+        self._shift = np.zeros(len(names), np.int64)  # ticks, see Servo.shift
+        self._target = np.zeros(len(names))  # rad, where goal positions send the motors
+        self._ramp = np.full(len(names), np.inf)  # rad per step, from the profile velocity
+        self._driven = [False] * len(names)
+        self._ramp_from = np.zeros(len(names))  # rad, the setpoint when the present goal came
+        self._ramp_start = np.zeros(len(names), np.int64)  # the step at which it came
         self._due: deque[tuple[int, int, float]] = deque()  # step, row, rad: goals on their way
         self._endurance_steps = self._physics.steps_at(ENDURANCE_PERIOD) if config.thermal else NEVER
         self._endurance_due = self._endurance_steps  # the step at which servos are next warmed

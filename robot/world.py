@@ -12,7 +12,7 @@ import math
 import re
 import warnings
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -114,6 +114,12 @@ def folder_of(package: str, part: Path, name: str, requirement: str) -> Path:
         f"{name} ({part}) was not found: the {package} distribution is not installed. "
         f"Run `make setup`, or `uv pip install --no-deps '{requirement}'`."
     )
+
+
+def addresses(model: mujoco.MjModel, names: Sequence[str]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """(n,) each: where in `qpos`, and where in `qvel`, hinges and slides of these names are."""
+    joints = [model.joint(name).id for name in names]
+    return model.jnt_qposadr[joints].astype(np.intp), model.jnt_dofadr[joints].astype(np.intp)
 
 
 def check_mujoco(version: str = mujoco.__version__) -> None:

@@ -14,7 +14,7 @@ from robot.registers import RAD_PER_TICK
 from robot.safety import SafetyFilter
 from robot.sim import SimPlant
 from robot.types import Config, Floats
-from robot.world import JOINTS, VALVE_JOINT
+from robot.world import JOINTS, VALVE_JOINT, addresses
 from tasks.catalogue import all_tasks
 from tasks.task import Action, DemonstratedTask, ForeseeableTask, Moments, TaskConfig
 
@@ -75,9 +75,8 @@ class Oracle:
         self._rollout = Rollout(nthread=config.threads if config.threads > 1 else 0)
         model, _ = self._plant.twin()
         self._scratch = [mujoco.MjData(model) for _ in range(config.threads)]
-        joints = [model.joint(name) for name in (*JOINTS, VALVE_JOINT)]
-        self._positions = 1 + np.array([joint.qposadr[0] for joint in joints])  # columns of a state
-        self._velocities = 1 + model.nq + np.array([joint.dofadr[0] for joint in joints])
+        positions, velocities = addresses(model, (*JOINTS, VALVE_JOINT))
+        self._positions, self._velocities = 1 + positions, 1 + model.nq + velocities  # columns of a state
 
     def returns(self, actions: Floats, step: int) -> Floats:
         """(N,): what N courses of H actions (N, H, A) in [-1, 1] come to, as a planner should see it.
