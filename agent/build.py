@@ -15,10 +15,15 @@ from agent.config import AgentConfig, ImageConfig, SacPixelsConfig, SacStateConf
 from agent.pixels import SacPixelsAgent
 from agent.policy import PixelsPolicy, Policy, SlacPolicy, StatePolicy
 from agent.replay import Batch
+from agent.run_dir import RunDir, RunError
 from agent.sac import SacStateAgent, SoftActorCritic
 from agent.slac import SlacAgent
 
 T = TypeVar("T")
+
+
+class NoDevice(Exception):
+    """What is to compute is not there, or does not work."""
 
 
 class Agent(Protocol):
@@ -74,6 +79,16 @@ class Agent(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues bit for bit where the state was taken."""
         ...
+
+
+def require_device(device: str) -> None:
+    """Tells a device that cannot compute before a run begins on it. Raises NoDevice naming those that can."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        usable = ", ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))])
+        reason = str(error).splitlines()[0]
+        raise NoDevice(f"agent.device: {device!r} fails ({reason}); usable here: {usable}") from None
 
 
 def prepare_process(config: AgentConfig, threads: int) -> None:
@@ -137,6 +152,19 @@ def build_policy(
     if isinstance(config, SacPixelsConfig):
         return PixelsPolicy(config, shape, action_size, seed, joint_size)
     return SlacPolicy(config, shape, action_size, seed, joint_size)
+
+
+def load_policy(run: RunDir, config: AgentConfig, *, seed: int, **sizes: Any) -> Policy:
+    """The newest policy that a run has learned; sizes as of `build_policy`. Raises RunError."""
+    newest = run.latest_weights(after=0)
+    if newest is None:
+        raise RunError(
+            f"{run.path} has no weights yet: nothing was learned. "
+            f"To go on with it: the command that began it with --resume --run {run.path}"
+        )
+    policy = build_policy(config, seed=seed, **sizes)
+    policy.load_weights(newest[1])
+    return policy
 
 
 def _felt(config: ImageConfig, joint_size: int) -> int:

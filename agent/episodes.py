@@ -67,6 +67,10 @@ class EpisodeWriteError(EpisodeError, DiskError):
             Exception.__init__(self, f"{path}: {reason}")
 
 
+class NotReplayable(EpisodeError):
+    """A path leads to no episode, or to one that nothing can be replayed of."""
+
+
 class EpisodeTooNew(EpisodeError):
     """The file was written by a later version of this program."""
 
@@ -663,6 +667,24 @@ def read_episode(path: Path, *, images: bool = True) -> Episode:
     episode = _assemble(path, contents, pictures)
     if damage:
         raise EpisodeCorrupt(path, damage, episode)
+    return episode
+
+
+def read_replayable(path: Path) -> Episode:
+    """An episode with steps and settings, without its images. Raises NotReplayable, EpisodeError."""
+    if not path.is_file():
+        what = "is no file" if path.exists() else "does not exist"
+        raise NotReplayable(f"{path} {what}; `ls runs/*/episodes` shows the episodes that there are")
+    with open(path, "rb") as file:
+        if file.read(len(MAGIC)) not in (MAGIC, b""):
+            raise NotReplayable(
+                f"{path} is no episode: expected an MCAP file, such as runs/*/episodes/*.mcap"
+            )
+    episode = read_episode(path, images=False)
+    if "config" not in episode.header:
+        raise NotReplayable(f"{path} says nothing of its settings: it is no episode of this program")
+    if not len(episode.actions):
+        raise NotReplayable(f"{path} holds no step: it was interrupted before the first; choose another")
     return episode
 
 

@@ -79,10 +79,15 @@ class RunDir:
 
     @classmethod
     def create(cls, path: Path | str, config_text: str) -> RunDir:
-        """A new run that remembers its configuration. Raises RunExists, DiskError."""
+        """A new run that remembers its configuration. Raises RunExists, DiskError, or RunError."""
         run = cls.vacant(path)
-        for folder in ("episodes", "checkpoints", "beats"):
-            (run.path / folder).mkdir(parents=True, exist_ok=True)
+        try:
+            for folder in ("episodes", "checkpoints", "beats"):
+                (run.path / folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(
+                f"--run {run.path}: no run can be made there ({error.strerror}); choose another folder"
+            ) from error
         write_atomic(run._config_path, config_text)
         return run
 

@@ -22,13 +22,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from agent.metrics import wilson
 from agent.policy import ConstantPolicy, Policy
 from configs.command_line import count, parse
+from configs.composition import compose
 from configs.ending import exit_code, told
 from configs.loader import choices
 from configs.run import RunConfig
-from run_robot import CONFIGS, Stage, compose, expert_policy, fixed_policy, stage
+from run_robot import CONFIGS, expert_policy, fixed_policy
 from tasks import all_tasks
 from tasks.anchors import Anchor, Anchors, read_anchors, write_anchors
 from tasks.oracle import OracleConfig
+from tasks.stage import Stage, stage
 from tasks.task import DemonstratedTask, ForeseeableTask
 
 SEEDS = {"expert": 100, "random": 100, "zero": 100, "hold": 100}
@@ -113,7 +115,7 @@ def show(task: str, kind: str, anchor: Anchor) -> None:
 def measure(task: str, effort: Effort) -> Anchors:
     """All policies on one task, shown as they come."""
     config, found = settings(task), {}
-    with stage(config, images=False) as scene:
+    with stage(config.task, config.hw, config.train.seed, images=False) as scene:
         for kind in SEEDS:
             found[kind] = measured(kind, task, config, scene, effort)
             show(task, kind, found[kind])

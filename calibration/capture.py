@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 import cv2
-from PIL import Image as Pictures
 from pydantic import ValidationError
 
 from calibration.board import Board, BoardConfig, CalibrationError, Sighting
 from calibration.camera import BASE, FEWEST_AT_BASE, View
 from calibration.coverage import Coverage, at_rest
-from calibration.recording import write_whole
+from calibration.recording import write_picture, write_whole
 from calibration.terminal import Keys
 from robot.camera import CameraConfig, OpenCvCamera
 from robot.types import Clock, Config, Image
@@ -167,8 +166,7 @@ class Session:
             self.told(Progress("free", coverage, news or look.news, len(coverage.views)))
 
     def _keep(self, image: Image, name: str) -> None:
-        path, picture = self.folder / f"{name}.png", Pictures.fromarray(image)
-        write_whole(path, lambda temporary: picture.save(temporary, "PNG"))
+        write_picture(self.folder / f"{name}.png", image)
 
 
 def read_folder(folder: Path, setup: Setup | None = None) -> Photographs:

@@ -10,11 +10,10 @@ import cv2
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image as Pictures
 from rich.console import Console
 
 from calibration.moving import require_limp
-from calibration.recording import write_whole
+from calibration.recording import write_picture
 from robot.camera import CameraConfig
 from robot.canvas import Canvas
 from robot.delivery import straightened
@@ -22,7 +21,7 @@ from robot.mjpeg import CameraServer, FrameFeed
 from robot.place import Place
 from robot.rig import Rig
 from robot.types import CameraFault, Clock, Floats, Image
-from robot.world import COLLISION_GROUP, JOINTS, VALVE_JOINT, WorldConfig, dclaw_model
+from robot.world import COLLISION_GROUP, JOINTS, VALVE_JOINT, WorldConfig, addresses, dclaw_model
 
 NEAR, FAR = 0.02, 10.0  # m, what is drawn
 SHARE = 0.45  # of the drawn robot in what is shown
@@ -38,11 +37,11 @@ class Ghost:
     """Draws the model's robot as a camera of any projection sees it; all calls must come from one thread."""
 
     def __init__(self, place: Place, size: tuple[int, int], world: WorldConfig) -> None:
-        """size: (width, height) px. Raises RuntimeError without OpenGL, FileNotFoundError without models."""
+        """size: (width, height) px. Raises MissingPart without OpenGL or model files."""
         self._model = dclaw_model(world)
         self._model.geom_rgba[self._model.geom("floor").id, 3] = 0
         self._data = mujoco.MjData(self._model)
-        self._qpos = np.array([self._model.joint(name).qposadr[0] for name in (*JOINTS, VALVE_JOINT)])
+        self._qpos, _ = addresses(self._model, (*JOINTS, VALVE_JOINT))
         self._scene = mujoco.MjvScene(self._model, maxgeom=1000)
         self._option = mujoco.MjvOption()
         groups = (0, 1, 2) if world.geoms == "meshes" else (0, COLLISION_GROUP)
@@ -90,7 +89,7 @@ class Ghost:
 
 
 def ghost_of(rig: Rig) -> Ghost:
-    """The ghost for a rig's camera. Raises CameraFault without a projection, RuntimeError without OpenGL."""
+    """The ghost for a rig's camera. Raises CameraFault without a projection, MissingPart without OpenGL."""
     camera, sim = rig.config.camera, rig.config.sim
     if camera.projection is None:
         raise CameraFault(
@@ -116,7 +115,7 @@ class Overlay:
     """What a limp rig's camera shows, with the model over it."""
 
     def __init__(self, rig: Rig) -> None:
-        """Raises CameraFault, RuntimeError, MotionFault for servos under torque, BusFault."""
+        """Raises CameraFault, MissingPart, MotionFault for servos under torque, BusFault."""
         require_limp(rig)
         self._rig, self._ghost = rig, ghost_of(rig)
         self._state: dict[str, Any] = {}
@@ -148,8 +147,7 @@ def show(
     feed = FrameFeed()
     server = CameraServer(feed, overlay.state, port, page=PAGE)
     try:
-        first = Pictures.fromarray(overlay.image())
-        write_whole(path, lambda temporary: first.save(temporary, "PNG"))
+        write_picture(path, overlay.image())
         for line in (f"picture   {path}", f"live      {server.url}  (until Ctrl-C)"):
             console.print(line, highlight=False, soft_wrap=True)
         while go_on():

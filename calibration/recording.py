@@ -11,11 +11,12 @@ from typing import Any, Literal, Self, get_args
 from zipfile import BadZipFile
 
 import numpy as np
+from PIL import Image as Pictures
 from pydantic import ValidationError
 
 from robot.registers import FINGER_SEGMENTS
 from robot.rig import RigConfig
-from robot.types import Floats
+from robot.types import Floats, Image
 
 FORMAT = "dclaw-plant-1"
 SHORTEST = 2.0  # s of a finger's motion; less holds no slow ramp and says nothing of friction
@@ -183,3 +184,9 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def write_picture(path: Path, image: Image) -> None:
+    """A picture (H, W, 3) uint8 RGB as a PNG, whole or not at all. Raises OSError."""
+    picture = Pictures.fromarray(image)
+    write_whole(path, lambda temporary: picture.save(temporary, "PNG"))

@@ -17,7 +17,7 @@ from robot import registers as reg
 from robot.rig import RigConfig
 from robot.sim import SimConfig
 from robot.types import Floats
-from robot.world import JOINTS, VALVE_JOINT, dclaw_model
+from robot.world import JOINTS, VALVE_JOINT, addresses, dclaw_model
 
 _STATE = int(mujoco.mjtState.mjSTATE_FULLPHYSICS)
 
@@ -26,15 +26,13 @@ class Rollouts:
     """Predicts positions of fingers and valve for any parameters of a plant."""
 
     def __init__(self, rig: RigConfig) -> None:
-        """rig: what is known of the plant besides. Raises FileNotFoundError without ROBEL's model files."""
+        """rig: what is known of the plant besides. Raises MissingPart without ROBEL's model files."""
         self._model = dclaw_model(rig.sim)
         # Nothing touches anything in these motions, which were checked for that: half the time of a step.
         self._model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_CONTACT
         self._data = mujoco.MjData(self._model)
         self._step = float(self._model.opt.timestep)
-        joints = [self._model.joint(name) for name in (*JOINTS, VALVE_JOINT)]
-        self._qpos = np.array([joint.qposadr[0] for joint in joints])
-        self._dof = np.array([joint.dofadr[0] for joint in joints])
+        self._qpos, self._dof = addresses(self._model, (*JOINTS, VALVE_JOINT))
         self._limit_torque(rig)
         gains = rig.dclaw.gains
         self._gain = gains.p / reg.POSITION_P_GAIN.default if gains else 1.0  # stiffness goes with it

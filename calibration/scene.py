@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from PIL import Image as Pictures
 from rich.console import Console
 
 from calibration.board import CalibrationError
 from calibration.moving import OUT_OF_THE_WAY, out_of_the_way
 from calibration.publishing import publish_settings
-from calibration.recording import quoted, write_whole
+from calibration.recording import quoted, write_picture
 from robot.camera import SceneRecord
 from robot.rig import Rig, camera_name
 from robot.scene import ENOUGH, SceneEye, View
@@ -34,8 +33,7 @@ def take(rig: Rig) -> View:
 
 def record(rig: Rig, view: View, path: Path, when: str) -> SceneRecord:
     """Writes the picture, whole or not at all; what settings say of it. Raises OSError."""
-    picture = Pictures.fromarray(view.image)
-    write_whole(path, lambda temporary: picture.save(temporary, "PNG"))
+    write_picture(path, view.image)
     return SceneRecord(
         path=str(path.absolute()),
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),

@@ -17,11 +17,6 @@ from typing import TextIO
 
 STUBBORN = 1.0  # s after a first Ctrl-C in which others do not count: the robot is being relaxed
 
-
-class MissingPart(Exception):
-    """This machine lacks something that the program needs: model files, OpenGL. Says what to install."""
-
-
 # By name, because importing them to compare would cost a mistyped command the seconds that torch takes.
 # 2 is what the person can correct in the command, 1 a run that failed; everything else is a bug of ours.
 EXIT_CODES = {
@@ -30,7 +25,9 @@ EXIT_CODES = {
     "agent.run_dir.RunBusy": 1,
     "agent.run_dir.CheckpointCorrupt": 1,
     "agent.actor.TooManyFaultsError": 1,
+    "agent.build.NoDevice": 2,
     "agent.episodes.EpisodeError": 1,
+    "agent.episodes.NotReplayable": 2,
     "agent.files.DiskError": 1,
     "agent.fleet.RobotProcessDied": 1,
     "agent.intake.PriorDataError": 2,
@@ -43,8 +40,10 @@ EXIT_CODES = {
     "calibration.joints_session.JointsError": 1,
     "calibration.recording.RecordingError": 2,
     "calibration.terminal.NoTerminal": 2,
+    "robot.rig.ForeignRobotError": 2,
     "robot.types.Fault": 1,
-    "configs.ending.MissingPart": 1,
+    "robot.types.MissingPart": 1,
+    "tasks.oracle.NoExpert": 2,
     "tasks.suite.NoSuite": 2,
     "builtins.MemoryError": 1,
     "torch.OutOfMemoryError": 1,

@@ -227,6 +227,12 @@ def choices(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
+def about(path: Path) -> str:
+    """The first sentence of a file's first line, which is a comment."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return lines[0].lstrip("# ").partition(". ")[0].rstrip(".") if lines else "(empty)"
+
+
 def find(folder: Path, name: str) -> Path:
     """The file of a name in a folder such as configs/tasks, or a YAML file of one's own anywhere.
 

@@ -42,6 +42,11 @@ class RunConfig(BaseModel):
     agent: AgentConfig
     train: TrainConfig = TrainConfig()
 
+    @property
+    def sees(self) -> bool:
+        """Whether the agent learns from camera images."""
+        return self.agent.kind != "sac_state"
+
 
 FILES = Path(__file__).parent
 
@@ -62,7 +67,6 @@ NO_GUIDE = (
 
 def cross_checks(config: RunConfig) -> Iterator[Problem]:
     """What is right by itself but not beside the rest: task against robot, agent against camera."""
-    images = config.agent.kind != "sac_state"
     yield from rig_checks(config)
     mounted = isinstance(config.task, RobotTaskConfig) and config.task.sawyer is None
     if not mounted and config.hw.robot != OURS:
@@ -71,11 +75,11 @@ def cross_checks(config: RunConfig) -> Iterator[Problem]:
         yield Problem("hw.kind", f"a task of kind {config.task.kind} is simulated only: --hw sim")
     if isinstance(config.task, RobotTaskConfig) and mounted and config.hw.robot == OURS:
         yield from _joints_and_time(config.task, config.hw)
-    if images and isinstance(config.task, RobotTaskConfig):
+    if config.sees and isinstance(config.task, RobotTaskConfig):
         yield from _camera(config.task, config.hw)
     if config.hw.sim.randomise.ranges and (config.hw.kind != "sim" or not mounted or config.hw.robot != OURS):
         yield Problem("hw.sim.randomise", "is for the simulated D'Claw: --hw sim and a task of its own")
-    if images:
+    if config.sees:
         yield from _halvings(config.task.image_size)
     if config.agent.kind != "sac_state" and config.agent.proprioception and config.task.kind == "dm_control":
         yield Problem("agent.proprioception", "is for a robot with joints of its own, not for dm_control")

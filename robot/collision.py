@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robot.types import Floats
-from robot.world import JOINTS, VALVE_JOINT, WorldConfig, dclaw_model
+from robot.world import JOINTS, VALVE_JOINT, WorldConfig, addresses, dclaw_model
 
 Shapes = NDArray[np.int64]
 FAR = 0.03  # m; distances beyond are of no interest, and not computed exactly
@@ -23,10 +23,10 @@ class FingerClearance:
     """The distance between D'Claw's fingers at any pose, from the model: nothing is simulated."""
 
     def __init__(self) -> None:
-        """Raises FileNotFoundError without ROBEL's model files."""
+        """Raises MissingPart without ROBEL's model files."""
         self._model = dclaw_model(WorldConfig())
         self._data = mujoco.MjData(self._model)
-        self._qpos = np.array([self._model.joint(name).qposadr[0] for name in self._joint_names()])
+        self._qpos, _ = addresses(self._model, self._joint_names())
         fingers = [self._moving_geoms(name) for name in JOINTS[::3]]
         pairs = [(a, b) for one, other in self._parties(fingers) for a in one for b in other]
         self._first, self._second = np.array(pairs).T
@@ -102,7 +102,7 @@ class FullTurnClearance:
     """The distance of fingers from each other and from the valve, however the valve stands."""
 
     def __init__(self) -> None:
-        """Raises FileNotFoundError without ROBEL's model files."""
+        """Raises MissingPart without ROBEL's model files."""
         self._fingers, self._valve = FingerClearance(), ValveClearance()
         self._angles = np.arange(0.0, 2 * np.pi / 3, VALVE_STEP)
 

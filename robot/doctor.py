@@ -36,6 +36,7 @@ from robot.types import (
     Fault,
     Floats,
     Image,
+    MissingPart,
     PortLost,
     Robot,
     ServoSilent,
@@ -167,7 +168,7 @@ def _disk(folder: Path) -> Result:
 def _simulation(config: RigConfig) -> Iterator[Result]:
     try:
         yield Result("model files", "OK", str(find_robel()))
-    except FileNotFoundError as error:
+    except MissingPart as error:
         yield Result("model files", "FAIL", str(error), "make setup")
         return
     rig = build(config)
@@ -187,7 +188,7 @@ def _simulation(config: RigConfig) -> Iterator[Result]:
 def _rendering(plant: SimPlant) -> Result:
     try:
         plant.latest(np.inf)
-    except RuntimeError as error:
+    except MissingPart as error:
         return Result("rendering", "FAIL", str(error), "apt-get install libegl1 libopengl0 libgl1-mesa-dri")
     start = time.perf_counter()
     for _ in range(20):

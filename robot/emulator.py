@@ -47,7 +47,7 @@ from robot.mjpeg import CameraServer, FrameFeed
 from robot.protocol import BITS_PER_BYTE, Parser
 from robot.servo import Servo
 from robot.sim import FINGER_SERVOS, VALVE_SERVO, SimConfig, SimPlant
-from robot.types import Baud, Config
+from robot.types import Baud, Config, MissingPart
 
 TICK = 0.02  # s; physics never lags further behind than this, so an idle bus still falls and trips watchdogs
 WAKE = 2e-4  # s before an answer is due from which on its time is awaited without sleeping
@@ -278,7 +278,7 @@ class Emulator:
     ) -> None:
         """Port and camera are there on return, and the configured faults' time runs.
 
-        Raises RuntimeError when there is no OpenGL for the camera, ValueError for faults of unknown servos.
+        Raises MissingPart when there is no OpenGL for the camera, ValueError for faults of unknown servos.
         """
         require_servos(config.faults, plant.servos)
         self.config = config
@@ -324,7 +324,7 @@ class Emulator:
             thread.start()
         if camera and not (self._filming.wait() and not self._film_problem):
             self.close()
-            raise RuntimeError(self._film_problem)
+            raise MissingPart(self._film_problem)
 
     @property
     def port(self) -> str:
@@ -585,7 +585,7 @@ class Emulator:
         """Draws from the first picture to the last, because an OpenGL context belongs to one thread."""
         try:
             self._show()
-        except RuntimeError as error:
+        except MissingPart as error:
             self._film_problem = str(error)
             return
         finally:
@@ -631,14 +631,14 @@ class EmulatorSetup(Config):
         return (*self.servos, self.object_servo, *guides)
 
     def plant(self) -> SimPlant:
-        """The world behind the wire. Raises FileNotFoundError without ROBEL's model files."""
+        """The world behind the wire. Raises MissingPart without ROBEL's model files."""
         return SimPlant(self.sim, self.servos, self.object_servo, guide_servo=self.guide_servo)
 
 
 def emulate_forever(setup: EmulatorSetup, console: Console) -> None:
     """Serves an emulated D'Claw until KeyboardInterrupt: says how to connect, what happens, what happened.
 
-    Raises RuntimeError when there is no OpenGL for the camera, OSError when link or network port are taken.
+    Raises MissingPart when there is no OpenGL for the camera, OSError when link or network port are taken.
     """
     plant = setup.plant()
     with Emulator(setup.emulator, plant, camera=setup.camera) as emulator:
@@ -702,8 +702,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    plant = setup.plant()
-    with Emulator(setup.emulator, plant, camera=setup.camera) as emulator:
+    with Emulator(setup.emulator, setup.plant(), camera=setup.camera) as emulator:
         print(json.dumps(emulator.ready()), flush=True)
         if options.keep:
             stop.wait()
@@ -728,4 +727,7 @@ def _wait_for_parent(stop: threading.Event) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except MissingPart as part:
+        sys.exit(str(part))

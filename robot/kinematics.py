@@ -8,7 +8,7 @@ import mujoco
 import numpy as np
 
 from robot.types import Floats
-from robot.world import COLLISION_GROUP, JOINTS, VALVE_JOINT, WorldConfig, dclaw_model
+from robot.world import COLLISION_GROUP, JOINTS, VALVE_JOINT, WorldConfig, addresses, dclaw_model
 
 TIPS = ("FFtip", "MFtip", "THtip")  # sites of the model, on the axis of each finger's last segment
 
@@ -20,10 +20,10 @@ class FingerPositions:
     """
 
     def __init__(self) -> None:
-        """Raises FileNotFoundError without ROBEL's model files."""
+        """Raises MissingPart without ROBEL's model files."""
         self._model = dclaw_model(WorldConfig())
         self._data = mujoco.MjData(self._model)
-        self._qpos = np.array([self._model.joint(name).qposadr[0] for name in JOINTS])
+        self._qpos, _ = addresses(self._model, JOINTS)
         self._distal = np.array([self._model.joint(name).id for name in JOINTS[2::3]])
         self._tips = np.array([self._model.site(name).id for name in TIPS])
 
@@ -39,10 +39,10 @@ class MovingParts:
     """Where everything that joints and valve move may be in space: the boxes around its parts."""
 
     def __init__(self) -> None:
-        """Raises FileNotFoundError without ROBEL's model files."""
+        """Raises MissingPart without ROBEL's model files."""
         self._model = dclaw_model(WorldConfig())
         self._data = mujoco.MjData(self._model)
-        self._qpos = np.array([self._model.joint(name).qposadr[0] for name in (*JOINTS, VALVE_JOINT)])
+        self._qpos, _ = addresses(self._model, (*JOINTS, VALVE_JOINT))
         moving = self._model.body_weldid[self._model.geom_bodyid] != 0
         self._geoms = np.flatnonzero(moving & (self._model.geom_group == COLLISION_GROUP))
         centre, half = np.split(self._model.geom_aabb[self._geoms], 2, axis=1)

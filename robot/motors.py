@@ -318,6 +318,14 @@ class Naming:
                     line.write(reg.BAUD_RATE, servo, reg.BAUD_CODES[self._config.bus.baud])
 
 
+def typed(question: str) -> str:
+    """What the person types; when nobody is there, the word that ends the questions."""
+    try:
+        return input(question)
+    except EOFError:
+        return "q"
+
+
 def name_servos(config: RigConfig, ask: Callable[[str], str], console: Console) -> bool:
     """Leads a person through giving every servo its id; True when all have it. Raises PortLost."""
     with ExitStack() as resources:

@@ -26,7 +26,7 @@ from pydantic import (
 )
 
 from robot.types import Config, Floats, Image, Snapshot
-from robot.world import FLOOR_TEXTURE, JOINTS, VALVE_JOINT, CameraPose, blotch, pointer_geom
+from robot.world import FLOOR_TEXTURE, JOINTS, VALVE_JOINT, CameraPose, addresses, blotch, pointer_geom
 
 PREFIX = "sim."  # before the names of a draw among an episode's parameters
 LUCK = "luck"  # the draw's own seed, of what varies within the episode
@@ -312,7 +312,7 @@ class Variation:
             model.tex_data,
         )
         self._nominal = [array.copy() for array in self._arrays]
-        self._joints = np.array([model.joint(name).dofadr[0] for name in JOINTS])
+        _, self._joints = addresses(model, JOINTS)
         self._valve = model.joint(VALVE_JOINT).dofadr
         self._pointer = pointer_geom(model)
         self._painted = self._parts()

@@ -106,6 +106,9 @@ class DescribedRobot(Robot, Protocol):
 class ForeignRobotError(ValueError):
     """A robot of another package could not be built."""
 
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"hw.robot: {problem}")
+
 
 def _nothing() -> Mapping[str, float]:
     return {}
@@ -242,7 +245,7 @@ def build(config: RigConfig, *, cameras: bool = True, arm: SawyerConfig | None =
     """The rig that the configuration names, open and not yet engaged; nothing moves.
 
     With `arm` a simulated Sawyer in its place. Raises PortLost, CameraFault or, without a model's files,
-    FileNotFoundError, with everything closed again that was opened before.
+    MissingPart, with everything closed again that was opened before.
     """
     if arm is not None:
         return _build_sawyer(config, arm, cameras=cameras)

@@ -29,7 +29,7 @@ from robot.types import (
     RobotState,
     Watch,
 )
-from robot.world import CameraPose, Painter, check_mujoco, decimated, folder_of
+from robot.world import CameraPose, Painter, addresses, check_mujoco, decimated, folder_of
 
 Point = tuple[float, float, float]  # m: x right, y away from the arm's base, z up from the table
 
@@ -121,7 +121,7 @@ class SawyerConfig(Config):
 
 
 def find_metaworld() -> Path:
-    """The folder of the installed metaworld distribution. Raises FileNotFoundError with the cure."""
+    """The folder of the installed metaworld distribution. Raises MissingPart with the cure."""
     return folder_of("metaworld", ASSETS, "Metaworld's Sawyer scenes", "metaworld>=3.0")
 
 
@@ -181,7 +181,7 @@ class SawyerPlant:
     """The world beneath the arm: clock, camera, and a hand that follows where it is aimed."""
 
     def __init__(self, config: SawyerConfig, image_size: tuple[int, int] = (64, 64)) -> None:
-        """image_size: (width, height) px. Raises FileNotFoundError without Metaworld's files."""
+        """image_size: (width, height) px. Raises MissingPart without Metaworld's files."""
         self.config, self.scene = config, SCENES[config.scene]
         self._camera = config.camera
         self._model = sawyer_model(config)
@@ -201,8 +201,7 @@ class SawyerPlant:
         self._placed = model.body(self.scene.placed).id
         self._tips = [model.site(f"{side}EndEffector").id for side in ("right", "left")]
         self._claws = [model.joint(name).dofadr[0] for name in ("r_close", "l_close")]
-        self._arm = np.array([model.joint(name).dofadr[0] for name in ARM])
-        self._arm_qpos = np.array([model.joint(name).qposadr[0] for name in ARM])
+        self._arm_qpos, self._arm = addresses(model, ARM)
         self._low, self._high = np.array([model.joint(name).range for name in ARM]).T
         thing = model.joint(self.scene.joint)
         self._thing_qpos, self._thing_dof = int(thing.qposadr[0]), int(thing.dofadr[0])
@@ -339,7 +338,7 @@ class SawyerPlant:
         return self._camera.projection(*self._image_size)
 
     def latest(self, max_age: float) -> Frame:
-        """A picture of the present. Raises RuntimeError without OpenGL."""
+        """A picture of the present. Raises MissingPart without OpenGL."""
         self._sequence += 1
         return Frame(self.now(), self.render(*self._image_size), self._sequence)
 

@@ -130,7 +130,7 @@ class SceneEye:
     """Tells how one camera has moved between two of its pictures; knows which part of them robots fill."""
 
     def __init__(self, config: CameraConfig, geometry: ValveGeometry | None = None) -> None:
-        """Raises CameraFault without a projection, FileNotFoundError without ROBEL's model files."""
+        """Raises CameraFault without a projection, MissingPart without ROBEL's model files."""
         if config.projection is None:
             raise CameraFault(
                 f"{config.source} has no projection, so nobody knows where in the picture the robot is: "

@@ -127,6 +127,10 @@ class Reading:
     alerts: NDArray[np.uint8]  # (ids,) Protocol 2.0 status error byte; bit 7 = hardware alert
 
 
+class MissingPart(Exception):
+    """This machine lacks something that the program needs: model files, OpenGL. Says what to install."""
+
+
 class Fault(Exception):
     """Something on the rig is not as it must be. `name` is the word that logs and summaries use."""
 

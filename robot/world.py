@@ -12,7 +12,7 @@ import math
 import re
 import warnings
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from robot.canvas import Canvases
-from robot.types import Config, Floats, Image, ValveGeometry
+from robot.types import Config, Floats, Image, MissingPart, ValveGeometry
 
 Element = ElementTree.Element
 Colour = tuple[float, float, float, float]
@@ -97,23 +97,29 @@ class CameraPose(Config):
 
 
 def find_robel() -> Path:
-    """The folder of the installed robel distribution. Raises FileNotFoundError with the cure."""
+    """The folder of the installed robel distribution. Raises MissingPart with the cure."""
     return folder_of("robel", SCENE, "ROBEL's D'Claw model", "robel==0.1.2")
 
 
 def folder_of(package: str, part: Path, name: str, requirement: str) -> Path:
     """The folder of an installed distribution, which is not imported, that has `part` in it.
 
-    Raises FileNotFoundError that says how to install it.
+    Raises MissingPart that says how to install it.
     """
     found = importlib.util.find_spec(package)
     for folder in (found.submodule_search_locations or ()) if found else ():
         if (Path(folder) / part).exists():
             return Path(folder)
-    raise FileNotFoundError(
+    raise MissingPart(
         f"{name} ({part}) was not found: the {package} distribution is not installed. "
         f"Run `make setup`, or `uv pip install --no-deps '{requirement}'`."
     )
+
+
+def addresses(model: mujoco.MjModel, names: Sequence[str]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """(n,) each: where in `qpos`, and where in `qvel`, hinges and slides of these names are."""
+    joints = [model.joint(name).id for name in names]
+    return model.jnt_qposadr[joints].astype(np.intp), model.jnt_dofadr[joints].astype(np.intp)
 
 
 def check_mujoco(version: str = mujoco.__version__) -> None:
@@ -332,7 +338,7 @@ def pointer_geom(model: mujoco.MjModel) -> int:
 class Painter:
     """Draws a model's state into pictures, off screen; all calls must come from one thread (OpenGL's rule).
 
-    Raises RuntimeError naming the missing system packages when there is no OpenGL.
+    Raises MissingPart naming the missing system packages when there is no OpenGL.
     """
 
     def __init__(self, model: mujoco.MjModel, pose: CameraPose, geoms: str, shadows: bool) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
+from robot.rig import RigConfig
+from robot.sim import SimConfig
 from robot.types import Config
 from tasks.task import TaskConfig
 
@@ -64,3 +66,14 @@ def write_anchors(table: Mapping[str, Anchors], path: Path = TABLE) -> None:
 def find_anchors(task: TaskConfig, table: Mapping[str, Anchors]) -> Anchors | None:
     """Those of a task with these settings, if they were measured."""
     return next((anchors for anchors in table.values() if anchors.are_of(task)), None)
+
+
+def scale_of(task: TaskConfig, hw: RigConfig) -> dict[str, float] | None:
+    """The mean returns of "random" and "expert" with these settings, where they were measured.
+
+    They were in the nominal simulation: another plant, or one of metal, has another scale.
+    """
+    if hw.kind != "sim" or hw.sim != SimConfig():
+        return None
+    found = find_anchors(task, read_anchors())
+    return None if found is None else {"random": found.random.mean, "expert": found.expert.mean}

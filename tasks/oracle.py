@@ -14,15 +14,36 @@ from robot.registers import RAD_PER_TICK
 from robot.safety import SafetyFilter
 from robot.sim import SimPlant
 from robot.types import Config, Floats
-from robot.world import JOINTS, VALVE_JOINT
-from tasks.task import Action, ForeseeableTask, Moments
+from robot.world import JOINTS, VALVE_JOINT, addresses
+from tasks.catalogue import all_tasks
+from tasks.task import Action, DemonstratedTask, ForeseeableTask, Moments, TaskConfig
 
 if TYPE_CHECKING:
-    from robot.rig import Rig
+    from robot.rig import Rig, RigConfig
 
 STATE = mujoco.mjtState.mjSTATE_FULLPHYSICS  # time, then positions, then velocities
 # How often the last moment of a plan counts: what comes after it, which nobody computed, is mostly like it.
 LAST = 5
+
+
+class NoExpert(Exception):
+    """Nobody knows how to do a task well, or cannot see it from here."""
+
+
+def require_expert(task: TaskConfig, hw: RigConfig, envs: int) -> None:
+    """Refuses --policy expert where there is none, or none that can see. Raises NoExpert.
+
+    envs: robots side by side.
+    """
+    kind = all_tasks().get(task.kind, object)
+    if issubclass(kind, DemonstratedTask):
+        return
+    if not issubclass(kind, ForeseeableTask):
+        raise NoExpert(f"--policy expert: tasks of kind {task.kind} have no expert")
+    if hw.kind != "sim":
+        raise NoExpert("--policy expert: the expert knows the true state of the simulation: --hw sim")
+    if envs > 1:
+        raise NoExpert("--policy expert: it looks into one simulation on all cores; leave out --envs")
 
 
 class OracleConfig(Config):
@@ -54,9 +75,8 @@ class Oracle:
         self._rollout = Rollout(nthread=config.threads if config.threads > 1 else 0)
         model, _ = self._plant.twin()
         self._scratch = [mujoco.MjData(model) for _ in range(config.threads)]
-        joints = [model.joint(name) for name in (*JOINTS, VALVE_JOINT)]
-        self._positions = 1 + np.array([joint.qposadr[0] for joint in joints])  # columns of a state
-        self._velocities = 1 + model.nq + np.array([joint.dofadr[0] for joint in joints])
+        positions, velocities = addresses(model, (*JOINTS, VALVE_JOINT))
+        self._positions, self._velocities = 1 + positions, 1 + model.nq + velocities  # columns of a state
 
     def returns(self, actions: Floats, step: int) -> Floats:
         """(N,): what N courses of H actions (N, H, A) in [-1, 1] come to, as a planner should see it.

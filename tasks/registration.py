@@ -31,7 +31,7 @@ def make(
 ) -> RobotEnv:
     """The task of a file of configs/tasks, or of another YAML file, in simulation.
 
-    Raises ConfigError for settings that are none, FileNotFoundError for a model that is not installed.
+    Raises ConfigError for settings that are none, MissingPart for a model that is not installed.
     """
     settings = (settings,) if isinstance(settings, str) else settings
     agent = "slac" if images else "sac_state"  # what the checks of cameras and sizes are for

@@ -65,6 +65,17 @@ def replay(rig: Rig, task: Task, targets: Floats, *, start: Floats, object_start
     return Replay(position, thing, applied, tracking, ticker.late_total)
 
 
+def replay_logged(rig: Rig, task: Task, parameters: Mapping[str, float], telemetry: Arrays) -> Replay:
+    """Runs a logged episode again, from its start and on a rig that is drawn as it was then.
+
+    telemetry: by name, the first row that of the start. Raises KeyError for a missing column, and as `replay`
+    does.
+    """
+    rig.imitate(parameters)
+    start, object_start = telemetry["joint_position"][0], telemetry["object_position"][0]
+    return replay(rig, task, telemetry["applied"][1:], start=start, object_start=object_start)
+
+
 def _step(rig: Rig, target: Floats, period: float, ticker: Ticker) -> tuple[Floats, Floats, Floats]:
     applied = rig.robot.command(target, period)
     ticker.wait()

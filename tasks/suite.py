@@ -44,7 +44,7 @@ class SuiteConfig(TaskConfig):
 
 
 class NoSuite(Exception):
-    """dm_control is not installed, or has no such task."""
+    """dm_control is not installed, or has no such task or period."""
 
 
 class Unstable(Fault):
@@ -117,13 +117,13 @@ class SuiteEnv(gymnasium.Env[dict[str, Any], Action]):
     """
 
     def __init__(self, config: SuiteConfig, *, images: bool = True, seed: int | None = None) -> None:
-        """Raises NoSuite, and ValueError for a period that is no multiple of the suite's own."""
+        """Raises NoSuite, also for a period that is no multiple of the suite's own."""
         self.config, self.images = config, images
         self._env = load_task(config)
         own = float(self._env.control_timestep())
         self.repeat = round(config.period / own)
         if self.repeat < 1 or abs(self.repeat * own - config.period) > 1e-6:
-            raise ValueError(
+            raise NoSuite(
                 f"task.period is {config.period:g} s, which is no multiple of the {own:g} s of "
                 f"dm_control's {config.domain} {config.task}"
             )

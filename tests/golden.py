@@ -23,8 +23,10 @@ from agent.build import build_agent, build_policy
 from agent.episodes import EpisodeSummary
 from agent.policy import Policy
 from configs.command_line import parse
+from configs.composition import compose
 from configs.run import RunConfig
 from robot.registers import GOAL_POSITION
+from tasks.stage import sizes, stage
 
 DATA = Path(__file__).parent / "data"
 EPISODE, WEIGHTS, TICKS = (DATA / f"golden.{suffix}" for suffix in ("mcap", "safetensors", "json"))
@@ -44,20 +46,20 @@ COMMAND = ["--task", "valve_random", "--hw", "sim", "--agent", "slac", "--seed",
 def composed() -> tuple[argparse.Namespace, RunConfig]:
     """The command behind the episode, and the configuration that it leads to."""
     args = parse([*COMMAND, *(word for setting in SETTINGS for word in ("--set", setting))])
-    return args, run_robot.compose(args)
+    return args, compose(args)
 
 
 def golden_policy() -> Policy:
     """The policy with the weights that are kept beside the episode."""
     _, config = composed()
-    policy = build_policy(config.agent, seed=0, **run_robot.sizes(config))
+    policy = build_policy(config.agent, seed=0, **sizes(config.task))
     policy.load_weights(load_file(WEIGHTS))
     return policy
 
 
 def draw_weights(config: RunConfig) -> dict[str, Tensor]:
     """Fresh weights of the policy, the last layer loud."""
-    agent = build_agent(config.agent, seed=7, **run_robot.sizes(config))
+    agent = build_agent(config.agent, seed=7, **sizes(config.task))
     weights = {name: tensor.clone() for name, tensor in agent.policy_weights().items()}
     last = max(name for name in weights if name.startswith("policy.") and name.endswith("weight"))
     weights[last] *= LOUD
@@ -73,7 +75,7 @@ def record() -> EpisodeSummary:
     EPISODE.unlink(missing_ok=True)
     closed: list[EpisodeSummary] = []
     ticks: list[list[int]] = []
-    with run_robot.stage(config, images=True) as scene:
+    with stage(config.task, config.hw, config.train.seed, images=True) as scene:
         bus = scene.world.clock
         send = bus.sync_write  # type: ignore[attr-defined]
 

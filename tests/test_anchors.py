@@ -7,9 +7,10 @@ from pathlib import Path
 from agent.metrics import wilson
 from benchmarks.anchors import DOCUMENT, table, with_expert
 from configs.command_line import parse
+from configs.composition import compose
 from configs.loader import choices
-from run_robot import CONFIGS, anchors, compose
-from tasks.anchors import Anchor, Anchors, find_anchors, read_anchors, write_anchors
+from run_robot import CONFIGS
+from tasks.anchors import Anchor, Anchors, find_anchors, read_anchors, scale_of, write_anchors
 from tasks.valve import FixedAngle, ValveConfig
 
 VALVES = [name for name in choices(CONFIGS / "tasks") if name.startswith("valve_")]
@@ -58,15 +59,16 @@ def test_anchors_of_settings_that_are_no_more_are_nobodys() -> None:
 
 def test_every_task_with_an_expert_has_its_scale() -> None:
     for name in with_expert():
-        found = anchors(compose(parse(["collect", "--task", name, "--hw", "sim"])))
+        config = compose(parse(["collect", "--task", name, "--hw", "sim"]))
+        found = scale_of(config.task, config.hw)
         assert found is not None, f"type: python benchmarks/anchors.py {name} --write"
         assert found["expert"] > found["random"]
 
 
 def test_tasks_without_a_scale_have_none() -> None:
-    more = ["--set", "task.horizon=3"]
-    assert anchors(compose(parse(["collect", "--task", "valve_fixed", "--hw", "sim", *more]))) is None
-    assert anchors(compose(parse(["collect", "--task", "dm_cartpole_swingup", "--hw", "sim"]))) is None
+    for words in ("valve_fixed --set task.horizon=3", "dm_cartpole_swingup"):
+        config = compose(parse(["collect", "--hw", "sim", "--task", *words.split()]))
+        assert scale_of(config.task, config.hw) is None
 
 
 def test_expert_succeeds_where_chance_does_not() -> None:

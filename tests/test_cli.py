@@ -26,7 +26,10 @@ import run_robot
 from agent.episodes import EpisodeWriter, read_episode
 from agent.policy import ConstantPolicy
 from configs import command_line, ending
+from configs.composition import compose, recompose
 from configs.document import ConfigError, Layer
+from configs.loader import about
+from tasks.stage import stage
 
 ROOT = Path(__file__).parents[1]
 SMALL = (
@@ -168,7 +171,7 @@ def test_list_names_every_task_rig_and_agent_within_100_columns(
 
 def test_an_empty_settings_file_is_listed_too(tmp_path: Path) -> None:
     (tmp_path / "empty.yaml").touch()
-    assert run_robot.about(tmp_path / "empty.yaml") == "(empty)"
+    assert about(tmp_path / "empty.yaml") == "(empty)"
 
 
 # --- what the command line itself gets wrong: exit code 2, one clear line
@@ -402,8 +405,8 @@ def test_the_emulator_serves_until_it_is_stopped_which_is_no_failure(
 
 def test_what_happens_on_the_rig_is_shown_at_once_and_stands_in_the_log(tmp_path: Path, call: Call) -> None:
     args = command_line.parse(shlex.split(TRAIN))
-    config = run_robot.compose(args)
-    with run_robot.stage(config, images=False) as scene:
+    config = compose(args)
+    with stage(config.task, config.hw, config.train.seed, images=False) as scene:
         run_robot.make_display(scene, 3)
         actor, rest = run_robot.make_actor(config, scene, args), np.zeros(9, np.float32)
         scene.world.events.emit("reboot", "servo 12 reported overload and was restarted")
@@ -429,7 +432,7 @@ def test_a_useless_opengl_library_is_told_before_mujoco_fails_on_it(
     value: str, words: list[str], monkeypatch: pytest.MonkeyPatch, call: Call
 ) -> None:
     monkeypatch.setenv("MUJOCO_GL", value)
-    monkeypatch.setattr("run_robot.find_library", lambda name: None)
+    monkeypatch.setattr("robot.opengl.find_library", lambda name: None)
     assert call("list") == 0
     assert call("check --hw sim") == 1
     assert not [word for word in words if word not in call.err]
@@ -440,7 +443,7 @@ def without_opengl(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(wanted: str) -> None:
         raise RuntimeError(f"no OpenGL for {wanted!r}")
 
-    monkeypatch.setattr("robot.canvas._gl_library", refuse)
+    monkeypatch.setattr("robot.opengl.load", refuse)
 
 
 @pytest.mark.usefixtures("without_opengl")
@@ -618,9 +621,9 @@ def test_another_rig_brings_its_own_limits(trained: Path) -> None:
         (trained / "config.yaml").read_text().replace("max_velocity: 2.09", "max_velocity: 6.09"), "run"
     )
     args = command_line.parse(["evaluate", "--run", "x"])
-    assert run_robot.recompose(args, made).hw.dclaw.safety.max_velocity > 6
+    assert recompose(args, made).hw.dclaw.safety.max_velocity > 6
     args = command_line.parse(["evaluate", "--run", "x", "--hw", "dclaw"])
-    hw = run_robot.recompose(args, made).hw
+    hw = recompose(args, made).hw
     assert hw.kind == "real"
     assert hw.dclaw.safety.max_velocity == pytest.approx(2.0944)
 

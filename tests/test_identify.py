@@ -254,7 +254,7 @@ def test_a_robot_that_may_not_make_the_motions_is_not_even_opened(
         raise AssertionError("nothing may be opened, for torque comes with it")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("robot.rig.build", opened)
+    monkeypatch.setattr("calibration.procedures.build", opened)
     lower = "[-0.48,-0.7,-1.57,-0.48,-0.7,-1.57,-0.48,-0.7,-1.57]"
     assert run_robot.main(["identify", "--hw", "sim", "--set", f"hw.dclaw.safety.lower={lower}"]) == 1
     assert "Nothing has moved" in capsys.readouterr().err

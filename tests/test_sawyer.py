@@ -24,7 +24,7 @@ from robot.sawyer import (
     find_metaworld,
     sawyer_model,
 )
-from robot.types import Applied, InvalidCommand, JointState, MotionFault, Snapshot
+from robot.types import Applied, InvalidCommand, JointState, MissingPart, MotionFault, Snapshot
 from robot.world import check_mujoco
 from tasks import RobotEnv, make_task
 from tasks.replay import replay, rescore
@@ -184,7 +184,7 @@ def test_metaworld_is_read_and_never_imported() -> None:
 
 def test_missing_metaworld_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(FileNotFoundError, match="make setup"):
+    with pytest.raises(MissingPart, match="make setup"):
         find_metaworld()
 
 

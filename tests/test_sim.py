@@ -18,7 +18,17 @@ from robot import registers as reg
 from robot.faults import FaultConfig, FaultSchedule
 from robot.registers import RAD_PER_S_PER_UNIT, RAD_PER_TICK
 from robot.sim import FINGER_SERVOS, RESET_POSE, VALVE_SERVO, ZERO_TICKS, SimConfig, SimPlant
-from robot.types import BusFault, Floats, Frame, Image, PortLost, ServoSilent, StaleFrame, ValveGeometry
+from robot.types import (
+    BusFault,
+    Floats,
+    Frame,
+    Image,
+    MissingPart,
+    PortLost,
+    ServoSilent,
+    StaleFrame,
+    ValveGeometry,
+)
 from robot.world import (
     JOINTS,
     VALVE_JOINT,
@@ -95,7 +105,7 @@ def test_reading_the_model_never_imports_robel() -> None:
 
 def test_absent_robel_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(FileNotFoundError, match="make setup"):
+    with pytest.raises(MissingPart, match="make setup"):
         find_robel()
 
 
@@ -751,7 +761,7 @@ def test_meshes_show_the_pointer_too() -> None:
 def test_missing_graphics_names_the_packages(monkeypatch: pytest.MonkeyPatch, plant: SimPlant) -> None:
     monkeypatch.setenv("MUJOCO_GL", "nonsense")
     plant.sync_read(STATE, IDS)  # nothing but a picture needs OpenGL
-    with pytest.raises(RuntimeError, match=r"libegl1 libopengl0 libgl1-mesa-dri.*libosmesa6"):
+    with pytest.raises(MissingPart, match=r"libegl1 libopengl0 libgl1-mesa-dri.*libosmesa6"):
         plant.latest(0.0)
 
 

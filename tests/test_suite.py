@@ -170,7 +170,7 @@ def test_a_wrong_action_is_refused(action: np.ndarray, make: Make) -> None:
 
 
 def test_a_period_that_is_no_multiple_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"0\.033 s, which is no multiple of the 0\.01 s"):
+    with pytest.raises(NoSuite, match=r"0\.033 s, which is no multiple of the 0\.01 s"):
         SuiteEnv(CHEETAH.model_copy(update={"period": 0.033}), images=False)
 
 

@@ -90,7 +90,7 @@ def test_hands_are_not_asked_to_turn_what_stands_or_counts_backwards(
 def test_a_valve_in_motion_is_not_sighted() -> None:
     with build(RigConfig()) as rig:
         watch, plant = ValveWatch(rig), plant_of(rig)
-        plant._data.qvel[plant._qvel[-1]] = 30.0
+        plant._physics.data.qvel[plant._motors.qvel[-1]] = 30.0
         look = watch.look()
     assert isinstance(look, NotVisible)
 
