@@ -341,12 +341,12 @@ class SerialBus:
             self._instruct(Instruction.READ, servo, _PLACE.pack(register.address, register.size))
 
         status = self._obtain(servo, register.size, f"read {register.name}", send)
-        return register.decode(int.from_bytes(status.data, "little"))
+        return register.decode(status.data)
 
     @_exclusive
     def write(self, register: Register, servo: int, value: int) -> None:
         """Writes one register, confirmed. Raises ServoSilent, PortLost, or BusFault when refused."""
-        data = register.encode(value).to_bytes(register.size, "little")
+        data = register.encode(value)
         self._write(servo, register.address, data, f"{register.name} = {value}")
 
     @_exclusive
@@ -396,10 +396,7 @@ class SerialBus:
         Raises PortLost.
         """
         self._begin("writes")
-        data = bytearray()
-        for servo, value in values.items():
-            data.append(servo)
-            data += register.encode(value).to_bytes(register.size, "little")
+        data = b"".join(bytes((servo,)) + register.encode(value) for servo, value in values.items())
         with self._line(None):
             place = _PLACE.pack(register.address, register.size)
             self._instruct(Instruction.SYNC_WRITE, BROADCAST, place + data)
@@ -446,7 +443,8 @@ class SerialBus:
         status = self._ask(servo, size, send).get(servo)
         if status is None:
             raise self._silent((servo,))
-        self._require_consent(what, servo, status)
+        if status.error & ~ALERT:
+            raise self._refusal(what, servo, status)
         return status
 
     def _ask(self, servo: int, size: int, send: Callable[[int], None]) -> _Answers:
@@ -494,7 +492,8 @@ class SerialBus:
             tries = [fast, *tries[1:]] if tries[1:] else [fast, plain]
         answers = self._collect(tries, ids)
         for servo, status in answers.items():
-            self._require_consent("read " + block.names, servo, status)
+            if status.error & ~ALERT:
+                raise self._refusal(f"read {block.names}", servo, status)
         return answers
 
     def _collect(self, tries: Sequence[_Try], ids: Sequence[int]) -> _Answers:
@@ -580,7 +579,7 @@ class SerialBus:
     def _accept(self, parts: Iterable[_Part], servos: list[int]) -> _Answers:
         """Which servos answered in these parts of a fast reply; who refused is asked again, plainly."""
         answers = {servo: _Status(error, data) for error, servo, data, _ in parts if not error & ~ALERT}
-        self._counts["alerts"] += sum(bool(status.error) for status in answers.values())
+        self._counts["alerts"] += sum([status.error != 0 for status in answers.values()])
         return {servo: answers[servo] for servo in servos if servo in answers}
 
     def _reading(
@@ -600,14 +599,13 @@ class SerialBus:
 
     # --- Words ---------------------------------------------------------------------------------------------
 
-    def _require_consent(self, what: str, servo: int, status: _Status) -> None:
-        if status.error & ~ALERT:
-            self._counts["refused"] += 1
-            raise BusFault(
-                f"{servo_name(servo)} refused {what}: {describe_refusal(status.error)}. EEPROM (registers "
-                "below 64) needs torque off; goals must lie within the limits, the watchdog not be tripped; "
-                f"{_CHECK}."
-            )
+    def _refusal(self, what: str, servo: int, status: _Status) -> BusFault:
+        self._counts["refused"] += 1
+        return BusFault(
+            f"{servo_name(servo)} refused {what}: {describe_refusal(status.error)}. EEPROM (registers "
+            "below 64) needs torque off; goals must lie within the limits, the watchdog not be tripped; "
+            f"{_CHECK}."
+        )
 
     def _silent(
         self, silent: Sequence[int], answered: Sequence[int] = (), reading: Reading | None = None

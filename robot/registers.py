@@ -91,17 +91,17 @@ class Register:
         """True when the manual has this value for this register, other registers aside."""
         return self.low <= value <= self.high and (not self.choices or value in self.choices)
 
-    def decode(self, raw: int) -> int:
-        """Unsigned bits to the value that they mean (exact two's complement)."""
-        sign_bit = 1 << (8 * self.size - 1)
-        return raw - (sign_bit << 1) if self.signed and raw & sign_bit else raw
+    def decode(self, data: bytes) -> int:
+        """The value of a register's bytes (little endian, two's complement)."""
+        return int.from_bytes(data, "little", signed=self.signed)
 
-    def encode(self, value: int) -> int:
-        """A value to unsigned bits. Raises ValueError when it does not fit into the register."""
-        low, high = self._fitting
-        if not low <= value <= high:
-            raise ValueError(f"{self.name} takes {low}..{high}, got {value}")
-        return value & ((1 << 8 * self.size) - 1)
+    def encode(self, value: int) -> bytes:
+        """The bytes that mean a value. Raises ValueError when it does not fit into the register."""
+        try:
+            return value.to_bytes(self.size, "little", signed=self.signed)
+        except OverflowError:
+            low, high = self._fitting
+            raise ValueError(f"{self.name} takes {low}..{high}, got {value}") from None
 
     def to_si(self, value: int) -> float:
         """A value in the SI unit of the register. Raises ValueError where there is none."""

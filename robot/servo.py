@@ -200,7 +200,7 @@ class Servo:
         Raises ValueError when the value does not fit into the register.
         """
         start = register.address
-        self._table[start : start + register.size] = register.encode(value).to_bytes(register.size, "little")
+        self._table[start : start + register.size] = register.encode(value)
 
     # --- What the plant tells ------------------------------------------------------------------------------
 
@@ -474,7 +474,7 @@ def _factory_table(model: int, firmware: int) -> bytes:
     """All bytes of a control table as the factory leaves it."""
     table = bytearray(TABLE_SIZE)
     for address, entry in layout(model, firmware).items():
-        table[address : address + entry.size] = entry.encode(entry.default).to_bytes(entry.size, "little")
+        table[address : address + entry.size] = entry.encode(entry.default)
     return bytes(table)
 
 

@@ -124,11 +124,11 @@ class SimPlant:
     def read(self, register: Register, servo: int) -> int:
         """One register, in register units. Raises ServoSilent, PortLost."""
         raw = self.read_memory(servo, register.address, register.size)
-        return register.decode(int.from_bytes(raw, "little"))
+        return register.decode(raw)
 
     def write(self, register: Register, servo: int, value: int) -> None:
         """Writes one register. Raises ServoSilent, PortLost, or BusFault when the servo refuses."""
-        data = register.encode(value).to_bytes(register.size, "little")
+        data = register.encode(value)
         if number := self.write_memory(servo, register.address, data):
             raise BusFault(
                 f"{servo_name(servo)} refused {register.name} = {value}: {describe_refusal(number)}. "
@@ -178,7 +178,7 @@ class SimPlant:
                 if register.address == reg.GOAL_POSITION.address:
                     self._motors.write_goal(self._motors.row[id], values[id])
                 else:
-                    data = register.encode(values[id]).to_bytes(register.size, "little")
+                    data = register.encode(values[id])
                     self._motors.write(self._motors.row[id], register.address, data)
 
     def read_memory(self, servo: int, address: int, size: int) -> bytes:

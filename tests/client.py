@@ -38,11 +38,11 @@ class Driver:
     def read(self, register: reg.Register, servo: int) -> int:
         data, result, _ = self.packets.readTxRx(self.port, servo, register.address, register.size)
         assert result == sdk.COMM_SUCCESS
-        return register.decode(int.from_bytes(bytes(data), "little"))
+        return register.decode(bytes(data))
 
     def write(self, register: reg.Register, servo: int, value: int) -> int:
         """The error byte of the status packet."""
-        data = list(register.encode(value).to_bytes(register.size, "little"))
+        data = list(register.encode(value))
         result, error = self.packets.writeTxRx(self.port, servo, register.address, register.size, data)
         assert result == sdk.COMM_SUCCESS
         return int(error)

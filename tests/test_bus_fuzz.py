@@ -205,7 +205,7 @@ def true_row(registers: tuple[reg.Register, ...], servo: int) -> list[int]:
 
 def truth(register: reg.Register, servo: int, place: int | None = None) -> int:
     raw = look(servo, register.address if place is None else place, register.size)
-    return register.decode(int.from_bytes(raw, "little"))
+    return register.decode(raw)
 
 
 def fuzz(trouble: Trouble, packets: int) -> tuple[SerialBus, Values]:

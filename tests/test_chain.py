@@ -73,7 +73,7 @@ def error(chain: ServoChain, servo: int, instruction: int, parameters: bytes = b
 
 def write(register: Register, value: int) -> bytes:
     """The parameters of a write."""
-    return struct.pack("<H", register.address) + register.encode(value).to_bytes(register.size, "little")
+    return struct.pack("<H", register.address) + register.encode(value)
 
 
 def sync(address: int, size: int, *ids: int) -> bytes:

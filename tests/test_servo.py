@@ -26,11 +26,11 @@ def servo() -> Servo:
 
 
 def put(servo: Servo, register: Register, value: int, now: float = 0.0) -> int:
-    return servo.write(register.address, register.encode(value).to_bytes(register.size, "little"), now)
+    return servo.write(register.address, register.encode(value), now)
 
 
 def get(servo: Servo, register: Register) -> int:
-    return register.decode(int.from_bytes(servo.read(register.address, register.size), "little"))
+    return register.decode(servo.read(register.address, register.size))
 
 
 def armed(servo: Servo, units: int, now: float = 0.0) -> Servo:

@@ -242,7 +242,7 @@ def test_vectorised_bus_agrees_with_byte_access(steps: list[tuple[reg.Register, 
         for plant in (fast, exact):
             plant.sleep_until(plant.now() + pause)
         values = [
-            [entry.decode(int.from_bytes(exact.read_memory(id, entry.address, entry.size), "little"))
+            [entry.decode(exact.read_memory(id, entry.address, entry.size))
              for entry in registers]
             for id in IDS
         ]  # fmt: skip
