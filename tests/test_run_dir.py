@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -116,6 +117,40 @@ def test_weights_stay_readable_while_newer_ones_replace_them(run: RunDir) -> Non
     run.publish_weights({"w": torch.zeros(1000)}, 2)
     assert first is not None
     assert torch.equal(first[1]["w"], torch.ones(1000))
+
+
+def test_a_disk_that_hangs_while_weights_are_read_holds_no_other_thread(run: RunDir) -> None:
+    """A pipe that nobody fills is such a disk; what keeps servos alive is such a thread."""
+    os.mkfifo(run.path / "policy.safetensors")
+    beats: list[float] = []
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(0.01):
+            beats.append(time.monotonic())
+
+    late = f"import time; time.sleep(0.5); open({str(run.path / 'policy.safetensors')!r}, 'w')"
+    with subprocess.Popen([sys.executable, "-S", "-c", late]):
+        thread = threading.Thread(target=beat)
+        thread.start()
+        began = time.monotonic()
+        with pytest.raises((RunError, OSError)):  # a pipe holds no weights
+            run.latest_weights()
+        ended = time.monotonic()
+        over.set()
+        thread.join()
+    gaps = np.diff([began, *beats, ended])
+    assert len(gaps) > 10
+    assert gaps.max() < (ended - began) / 2
+
+
+@pytest.mark.parametrize("kept", [0, 4, 8, 60, -1])
+def test_weights_cut_anywhere_are_named(run: RunDir, kept: int) -> None:
+    run.publish_weights({"w": torch.ones(100)}, 1)
+    path = run.path / "policy.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(RunError, match=r"policy.safetensors is damaged .*--resume"):
+        run.latest_weights()
 
 
 def test_damaged_weights_are_named(run: RunDir) -> None:
