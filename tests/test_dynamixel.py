@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import atexit
 import math
+import os
+import pty
+import termios
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from rich.console import Console
 
+from agent.display import Display
 from robot import registers as reg
 from robot.dynamixel import RESTARTS, Calibration, DynamixelRobot
 from robot.events import EventLog
@@ -596,6 +602,58 @@ def test_tending_relaxes_a_robot_that_its_program_has_forgotten(plant: SimPlant)
         assert [event.name for event in events.drain()] == ["keep-alive"]
         with pytest.raises(InvalidCommand, match="relaxed"):
             robot.command(HOME, PERIOD)
+
+
+@pytest.fixture
+def stopped_terminal() -> Iterator[TextIO]:
+    """As Ctrl-S leaves it: who writes to it waits."""
+    master, slave = pty.openpty()
+    termios.tcflow(slave, termios.TCOOFF)
+    with os.fdopen(slave, "w") as terminal:
+        yield terminal
+        termios.tcflow(slave, termios.TCOON)
+    os.close(master)
+
+
+def test_a_stopped_terminal_keeps_no_torque_on(plant: SimPlant, stopped_terminal: TextIO) -> None:
+    events = EventLog(plant)
+    events.listen(Display(100, Console(file=stopped_terminal)).event)
+
+    def forget() -> None:
+        with DynamixelRobot(plant, DynamixelConfig(keep_alive=2.0), plant, events) as robot:
+            steps(robot, plant, HOME, 3)
+            while plant.now() < 3.0:
+                plant.sleep_until(plant.now() + 0.05)
+                robot.tend()
+            forgotten.append(not any(torque(plant).values()))
+
+    forgotten: list[bool] = []
+    program = threading.Thread(target=forget, daemon=True)
+    program.start()
+    program.join(2)
+    assert forgotten == [True]
+    assert [event.name for event in events.drain()] == ["keep-alive"]
+
+
+def test_a_restarted_servo_is_told_without_waiting_for_the_terminal(
+    plant: SimPlant, stopped_terminal: TextIO
+) -> None:
+    events = EventLog(plant)
+    events.listen(Display(100, Console(file=stopped_terminal)).event)
+
+    def restart() -> None:
+        with DynamixelRobot(plant, CONFIG, plant, events) as robot:
+            plant.servos[12].raise_hardware_error(reg.OVERLOAD)
+            with pytest.raises(ServoAlert):
+                robot.read()
+            robot.engage()
+            robot.read()
+
+    program = threading.Thread(target=restart, daemon=True)
+    program.start()
+    program.join(2)
+    assert not program.is_alive()
+    assert [event.name for event in events.drain()] == ["reboot"]
 
 
 def test_tending_hides_no_fault_from_the_program(plant: SimPlant) -> None:
