@@ -313,3 +313,28 @@ def test_a_second_ctrl_c_does_not_wait_for_the_learner(servos: Servos, start: Ca
     time.sleep(1.5)  # the first second after Ctrl-C belongs to the robot
     os.killpg(program.process.pid, signal.SIGINT)
     assert program.ends(20) == 130, program.output
+
+
+@pytest.mark.slow
+def test_a_disk_that_hangs_at_an_episodes_end_lets_the_fingers_go_and_is_named(
+    servos: Servos, start: Callable[..., Program]
+) -> None:
+    """A pipe in place of the log of episode 2, full from its middle on: what is written to it waits."""
+    program = start(*bench(servos))
+    program.wait_for(program.in_episode(1))
+    path = program.run.path / "episodes" / "000002.mcap.part.new"
+    os.mkfifo(path)
+    disk = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+    program.wait_for(lambda: not path.exists())
+    os.set_blocking(disk, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(disk, b"x")
+    program.wait_for(lambda: servos.relaxed)
+    program.wait_for(lambda: "the disk hangs" in program.output)
+    assert servos.relaxed
+    assert program.ends() == 1, program.output
+    assert "keep-alive" not in program.output
+    assert "Traceback" not in program.output
+    assert [row["index"] for row in program.rows] == [1]
+    os.close(disk)
