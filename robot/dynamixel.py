@@ -627,12 +627,17 @@ class DynamixelRobot:
         )
 
     def _torque_off_fault(self, servo: int) -> BusFault | None:
-        """Switches one servo's torque off, trying twice; None when it confirmed, else why it did not."""
+        """Switches one servo's torque off, trying twice; None when its register says so, else why."""
         problem = None
         for _ in range(2):
             try:
                 self._bus.write(reg.TORQUE_ENABLE, servo, 0)
-                return None
+                if not self._bus.read(reg.TORQUE_ENABLE, servo):
+                    return None
+                problem = BusFault(
+                    f"{servo_name(servo)} confirmed that its torque is off, and has it on: another program, "
+                    f"or a damaged servo. Switch the servo power off; {CHECK}."
+                )
             except BusFault as fault:
                 problem = fault
         return problem
