@@ -763,7 +763,8 @@ def record_plant(args: argparse.Namespace, console: Console) -> Path:
         excitation = Excitation(rig, motions, told)
         say(console, HANDS_OFF.format(name, excitation.duration))
         with rig:
-            excitation.record(name).save(path)
+            recording = excitation.record(name)
+        recording.save(path)  # limp, should the disk hang
     console.print(f"recorded: {path}", highlight=False, soft_wrap=True)
     return path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable
 from dataclasses import replace
@@ -283,6 +284,21 @@ def test_a_blocked_joint_ends_it_by_name() -> None:
 
 
 # --- Recordings
+
+
+def test_a_recording_is_on_the_disk_before_it_has_its_name(
+    recording: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, fsync = tmp_path / "plant.npz", os.fsync
+    synced: list[tuple[int, bool]] = []
+
+    def seen(handle: int) -> None:
+        fsync(handle)
+        synced.append((os.fstat(handle).st_ino, path.exists()))
+
+    monkeypatch.setattr(os, "fsync", seen)
+    recording.save(path)
+    assert synced == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
 
 
 def test_a_recording_survives_its_file(recording: Recording, tmp_path: Path) -> None:

@@ -245,6 +245,30 @@ def test_checkpoint_never_runs_code(run: RunDir) -> None:
         run.load_checkpoint()
 
 
+@pytest.mark.parametrize(
+    ("save", "names"),
+    [
+        (lambda run: run.save_checkpoint(state(1)), ["checkpoints/000001.pt", "checkpoints/000001.sha256"]),
+        (lambda run: run.publish_weights({"w": torch.ones(2)}, 1), ["policy.safetensors"]),
+        (lambda run: run.beat("learner"), []),
+    ],
+)
+def test_what_a_power_cut_must_not_take_is_on_the_disk_before_it_has_its_name(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, save: Callable[[RunDir], object], names: list[str]
+) -> None:
+    fsync, synced = os.fsync, list[int]()
+
+    def seen(handle: int) -> None:
+        fsync(handle)
+        synced.append(os.fstat(handle).st_ino)
+
+    monkeypatch.setattr(os, "fsync", seen)
+    save(run)
+    assert synced == [
+        at.stat().st_ino for name in names for at in (run.path / name, (run.path / name).parent)
+    ]
+
+
 class Died(BaseException):
     """A kill -9 as far as one process can play it: nothing after it happens."""
 
