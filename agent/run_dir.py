@@ -20,11 +20,11 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from agent.episodes import EpisodeSummary, episode_number
+from agent.episodes import EpisodeSummary, IndexCorrupt, episode_number
 from agent.files import append_row, read_rows, to_json, write_atomic
 
 if TYPE_CHECKING:
@@ -154,9 +154,13 @@ class RunDir:
         append_row(self.path / "evaluations.jsonl", {"steps": steps, "hours": hours, "episodes": rows})
 
     def evaluations(self) -> list[dict[str, Any]]:
-        """All evaluations in order: steps, hours, and episodes as EpisodeSummary."""
-        rows = read_rows(self.path / "evaluations.jsonl")
-        return [row | {"episodes": [EpisodeSummary.from_row(e) for e in row["episodes"]]} for row in rows]
+        """All that are whole, in order: steps, hours, and episodes as EpisodeSummary."""
+        found = []
+        for row in read_rows(self.path / "evaluations.jsonl"):
+            with suppress(KeyError, TypeError, ValueError, AttributeError, IndexCorrupt):
+                episodes = [EpisodeSummary.from_row(episode) for episode in row["episodes"]]
+                found.append({"steps": int(row["steps"]), "hours": float(row["hours"]), "episodes": episodes})
+        return found
 
     # Weights
 

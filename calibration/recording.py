@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, Literal, Self, get_args
 from zipfile import BadZipFile
 
@@ -21,6 +23,12 @@ from robot.types import Floats
 FORMAT = "dclaw-plant-1"
 SHORTEST = 2.0  # s of a finger's motion; less holds no slow ramp and says nothing of friction
 FEWEST = 3  # readings of a valve's turn, from which a speed can be told
+
+# What NumPy and zipfile raise for a damaged file, each seen in files with wrong bytes.
+DAMAGE = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError, SyntaxError, RuntimeError),
+    *(BadZipFile, zlib.error, TokenError, ValidationError),
+)
 
 Part = Literal["fit", "held-out"]
 
@@ -126,7 +134,7 @@ class Recording:
             raise RecordingError(f"{path} does not exist; `ls plants` shows what there is") from None
         except RecordingError as error:
             raise RecordingError(f"{path}: {error}") from None
-        except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile, ValidationError):
+        except DAMAGE:
             way_out = "expected the .npz file that `run_robot.py identify --hw H` wrote"
             raise RecordingError(f"{path} is no recording of an identification; {way_out}") from None
 

@@ -47,6 +47,7 @@ EXIT_CODES = {
     "calibration.terminal.NoTerminal": 2,
     "robot.types.Fault": 1,
     "configs.ending.MissingPart": 1,
+    "tasks.anchors.AnchorsError": 1,
     "tasks.suite.NoSuite": 2,
     "builtins.MemoryError": 1,
     "torch.OutOfMemoryError": 1,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -371,6 +372,20 @@ def call(command: str) -> int:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def test_a_recording_with_wrong_bytes_is_refused_or_the_same(recording: Recording, tmp_path: Path) -> None:
+    path, rng = tmp_path / "plant.npz", np.random.default_rng(0)
+    short = replace(recording, fingers=recording.fingers[:1] + recording.fingers[-1:], valve=())
+    short.require_usable().save(path)
+    whole = path.read_bytes()
+    for wrong in (1, 20) * 100:
+        damaged = bytearray(whole)
+        for place in rng.integers(0, len(whole), wrong):
+            damaged[place] ^= int(rng.integers(1, 256))
+        path.write_bytes(damaged)
+        with suppress(RecordingError):
+            np.testing.assert_equal(vars(Recording.load(path).fingers[0]), vars(short.fingers[0]))
 
 
 def test_a_file_that_is_no_recording_is_told_plainly(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -100,6 +100,18 @@ def test_index_counts_an_episode_once(run: RunDir) -> None:
     assert run.index("evaluation") == []
 
 
+@pytest.mark.parametrize(
+    "line", ['{"a": 1}', '{"steps": 1, "hours": 2, "episodes": [1]}', "[1]", '{"steps": 10', ""]
+)
+def test_a_damaged_evaluation_costs_its_own_point_of_the_curve(run: RunDir, line: str) -> None:
+    run.append_evaluation(10, 0.1, [summary(1)])
+    with (run.path / "evaluations.jsonl").open("a") as file:
+        file.write(line + "\n")
+    run.append_evaluation(20, 0.2, [summary(2)])
+    assert [row["steps"] for row in run.evaluations()] == [10, 20]
+    assert run.evaluations()[1]["episodes"] == [summary(2)]
+
+
 def test_weights_arrive_with_their_version(run: RunDir) -> None:
     assert run.latest_weights() is None
     weights = {"layer.weight": torch.arange(6.0).reshape(2, 3).T, "layer.bias": torch.zeros(2)}
