@@ -151,6 +151,14 @@ def hands_off(room: Room) -> Callable[[], Deed]:
     return deed
 
 
+def test_one_finger_alone_is_verified_by_hand(room: Room) -> None:
+    deeds = {"or let the robot": keys("m"), "THE ROBOT WILL MOVE": keys("y")}
+    assert room.calibrate(FINGER, deeds)
+    assert "A robot of 3 joints is not moved" in room.said
+    assert room.limp
+    assert room.found.signs == (1, -1, 1)
+
+
 @pytest.mark.slow
 def test_nobody_who_looks_lets_the_robot_go_limp(room: Room) -> None:
     def leave() -> Deed:
