@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.command_line import parse
-from configs.ending import exit_code, plainly, stoppable, told
+from configs.ending import INTERRUPTED, exit_code, leave_at_ctrl_c, plainly, stoppable, told
 
 if TYPE_CHECKING:
     import numpy as np
@@ -535,7 +535,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return COMMANDS[args.command](args)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:  # `| head` has seen enough; what else stands in its way is no success
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0 if args.command == "list" or getattr(args, "print_config", False) else 1
@@ -548,4 +548,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    leave_at_ctrl_c()
     raise SystemExit(main())

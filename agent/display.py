@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.text import Text
 
 from agent.episodes import EpisodeSummary, RigEvent
+from agent.files import DiskError
 from agent.schedule import TrainConfig
 
 LOG_INTERVAL = 15.0  # s between two lines when the output is not a terminal
@@ -126,6 +127,13 @@ class Display:
     def note(self, text: str) -> None:
         """Prints a line above the bar, as it is."""
         self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+    def stopping(self, error: BaseException) -> None:
+        """Says why a run ends before it is saved, where the cause may keep that from ever being done."""
+        if isinstance(error, DiskError):
+            self.note(
+                f"{error}. The robot is relaxed. Saving what can be saved; Ctrl-C does not wait for it."
+            )
 
     def _measure_rate(self, steps: int) -> None:
         now = time.monotonic()

@@ -15,6 +15,7 @@ import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -49,6 +50,9 @@ from agent.mcap_codec import (
 
 LATE = 0.01  # s: a step that overruns its deadline by more counts as late, as in the control loop's ticker
 QUEUE_STEPS = 64  # 6 s at 10 Hz: a disk that stalls longer has failed
+# s for an episode's end to be on disk: twice what is too long in its midst. The robot holds its pose
+# meanwhile; after the 20 s of hw.dclaw.keep_alive it would be let go without a word about the disk.
+END_PATIENCE = 15.0
 WRITE_INTERVAL = 0.02  # s between two looks of the writer thread: a step is on its way to disk by then
 SYNC_INTERVAL = 1.0  # s of steps that a power cut, unlike a kill -9, may take
 
@@ -307,16 +311,19 @@ class EpisodeWriter:
         header: Mapping[str, Any],
         *,
         patience: float = 1.0,
+        patience_at_end: float = END_PATIENCE,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """Creates PATH.part, locked for as long as this writer lives.
 
         `header` takes anything that JSON takes; the entries of ATTACHED go into attachments and `wall_offset`
         (s, wall clock minus the run's clock) gives the file real dates. `patience` is how long a step waits
-        for a full queue, s. Raises EpisodeWriteError.
+        for a full queue, `patience_at_end` how long `close` waits for the disk, s. Raises EpisodeWriteError.
         """
         self.path = Path(path)
         self._header, self._patience, self._monotonic = dict(header), patience, monotonic
+        self._patience_at_end = patience_at_end
+        self._end: Callable[[], object] = _nothing  # what the thread does last
         self._tally = _Tally(self._header, self.path)
         self._outcome: Outcome | None = None
         self._summary: EpisodeSummary | None = None
@@ -401,22 +408,19 @@ class EpisodeWriter:
         """
         if self._summary is None:
             outcome = self._outcome or Outcome(False, True, "aborted", "nobody said how it ended")
+            self._end = partial(self._publish, outcome)
             self._stop_thread()
-            try:
-                self._check()
-                self._publish(outcome)
-            finally:
-                self._disk.close()
+            self._disk.close()
+            self._check()
             self._summary = self._tally.summary(self._disk.hash.hexdigest(), outcome)
         return self._summary
 
     def _publish(self, outcome: Outcome) -> None:
-        with disk_errors(self.path, EpisodeWriteError):
-            if self._begun:
-                self._container.finish(asdict(outcome))
-                self._disk.publish(self.path)
-            else:
-                self._disk.discard()
+        if self._begun:
+            self._container.finish(asdict(outcome))
+            self._disk.publish(self.path)
+        else:
+            self._disk.discard()
 
     @property
     def summary(self) -> EpisodeSummary:
@@ -489,6 +493,7 @@ class EpisodeWriter:
             if self._monotonic() - synced >= SYNC_INTERVAL:
                 self._guard(self._disk.sync)
                 synced = self._monotonic()
+        self._guard(self._end)
 
     def _drain(self) -> None:
         """Never stops taking steps, so that nobody waits for a disk that has failed."""
@@ -506,14 +511,26 @@ class EpisodeWriter:
                 self._error = error
 
     def _stop_thread(self) -> None:
+        """Returns when everything is written. Raises EpisodeWriteError when the disk takes too long."""
         self._closing = True
         self._wake.set()
-        self._thread.join()
+        self._thread.join(self._patience_at_end)
+        if self._thread.is_alive():  # it keeps the file: who closed it now would write into another one
+            raise EpisodeWriteError(
+                self.path,
+                f"the disk hangs, it has not taken the episode's end within {self._patience_at_end:g} s. See "
+                "what the system says of it (`dmesg | tail`), then go on with the same command and --resume; "
+                "what was written before is safe",
+            )
 
     def _check(self) -> None:
         if self._error is not None:
             reason = self._error if isinstance(self._error, OSError) else str(self._error)
             raise EpisodeWriteError(self.path, reason) from self._error
+
+
+def _nothing() -> None:
+    pass
 
 
 def _is_image(value: Any) -> bool:

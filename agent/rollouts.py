@@ -35,6 +35,10 @@ class Collection:
                 while len(self.done) < wanted:
                     folder, left = self.run.path / "episodes", wanted - len(self.done)
                     index += len(collector.round(policy, folder, index, left, self._add))
+        except BaseException as error:
+            actor.rest()
+            self.display.stopping(error)
+            raise
         finally:
             actor.rest()
             conclude(

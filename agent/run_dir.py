@@ -20,16 +20,17 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from agent.episodes import EpisodeSummary, episode_number
+from agent.episodes import EpisodeSummary, IndexCorrupt, episode_number
 from agent.files import append_row, read_rows, to_json, write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file; a damaged one may claim anything
 KEEP_CHECKPOINTS = 2  # the newest, and the one before in case the newest is damaged
 
 
@@ -158,9 +159,13 @@ class RunDir:
         append_row(self.path / "evaluations.jsonl", {"steps": steps, "hours": hours, "episodes": rows})
 
     def evaluations(self) -> list[dict[str, Any]]:
-        """All evaluations in order: steps, hours, and episodes as EpisodeSummary."""
-        rows = read_rows(self.path / "evaluations.jsonl")
-        return [row | {"episodes": [EpisodeSummary.from_row(e) for e in row["episodes"]]} for row in rows]
+        """All that are whole, in order: steps, hours, and episodes as EpisodeSummary."""
+        found = []
+        for row in read_rows(self.path / "evaluations.jsonl"):
+            with suppress(KeyError, TypeError, ValueError, AttributeError, IndexCorrupt):
+                episodes = [EpisodeSummary.from_row(episode) for episode in row["episodes"]]
+                found.append({"steps": int(row["steps"]), "hours": float(row["hours"]), "episodes": episodes})
+        return found
 
     # Weights
 
@@ -173,18 +178,22 @@ class RunDir:
 
     def latest_weights(self, after: int = 0) -> tuple[int, dict[str, Tensor]] | None:
         """(version, weights) when there is a version above `after`. Raises RunError when it is damaged."""
-        from safetensors import SafetensorError, safe_open
+        from safetensors import SafetensorError
+        from safetensors.torch import load
 
         path = self.path / "policy.safetensors"
         if not path.exists():
             return None
         try:
-            with safe_open(path, framework="pt") as file:
-                version = int(file.metadata()["version"])
+            # By Python: safetensors holds every thread of the program, also the one that keeps the servos
+            # alive, for as long as a disk hangs.
+            with path.open("rb") as file:
+                version = _weights_version(file)
                 if version <= after:
                     return None
-                return version, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, TypeError, KeyError) as error:
+                file.seek(0)
+                return version, load(file.read())
+        except (SafetensorError, ValueError, TypeError, KeyError) as error:
             raise RunError(
                 f"{path} is damaged ({error}). The learner publishes it again: rm {path}, then --resume"
             ) from error
@@ -293,6 +302,16 @@ class RunDir:
     def clear_stop(self) -> None:
         """Forgets the request, at the start of a process that means to work."""
         (self.path / "stop").unlink(missing_ok=True)
+
+
+def _weights_version(file: IO[bytes]) -> int:
+    """From the header of a safetensors file: its length in 8 bytes, then JSON.
+
+    Raises ValueError, TypeError or KeyError when it is none.
+    """
+    length = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(min(length, LONGEST_HEADER)))
+    return int(header["__metadata__"]["version"])
 
 
 def _checkpoint_number(path: Path) -> int:

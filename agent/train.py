@@ -257,6 +257,7 @@ class Training:
     def _stop_early(self, error: BaseException) -> None:
         """Saves what there is. What goes wrong with that is raised only if a person ended the run."""
         self.actor.rest()
+        self.display.stopping(error)
         interrupted = not isinstance(error, Exception)
         if interrupted:
             self.display.note("The robot is relaxed. Saving; Ctrl-C again does not wait for it.")

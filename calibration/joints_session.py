@@ -33,6 +33,7 @@ SLOW = 0.5  # rad/s at which the robot moves to be verified
 GENTLE = 0.5  # A with which it then presses at most
 STEP = 0.1  # s between its commands
 SETTLE = 1.0  # s until a joint that has arrived is at rest
+JOINTS = 9  # of a whole D'Claw
 AGREED_WITHIN = 60.0  # s for which it stands there for somebody to look at
 
 
@@ -86,6 +87,11 @@ class Bench:
 
         config: with the calibration that is tried. Until `relax` torque stays on.
         """
+        if len(config.joint_ids) != JOINTS:
+            raise JointsError(
+                f"A robot of {len(config.joint_ids)} joints is not moved: what keeps fingers apart knows all "
+                f"{JOINTS}. Put each finger straight once more instead."
+            )
         gentle = {"profile_velocity": SLOW, "goal_current": min(config.goal_current or GENTLE, GENTLE)}
         config = config.model_copy(update=gentle)
         robot = DynamixelRobot(self.bus, config, self.clock, clearance=FingerClearance())

@@ -84,7 +84,8 @@ def _record_motions(site: Site, config: RigConfig) -> Path:
         excitation = Excitation(rig, motions, told)
         site.say(HANDS_OFF.format(name, excitation.duration))
         with rig:
-            excitation.record(name).save(path)
+            recording = excitation.record(name)
+        recording.save(path)  # limp, should the disk hang
     site.say(f"recorded: {path}")
     return path
 

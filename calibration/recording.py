@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, Literal, Self, get_args
 from zipfile import BadZipFile
 
@@ -21,6 +24,12 @@ from robot.types import Floats, Image
 FORMAT = "dclaw-plant-1"
 SHORTEST = 2.0  # s of a finger's motion; less holds no slow ramp and says nothing of friction
 FEWEST = 3  # readings of a valve's turn, from which a speed can be told
+
+# What NumPy and zipfile raise for a damaged file, each seen in files with wrong bytes.
+DAMAGE = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError, SyntaxError, RuntimeError),
+    *(BadZipFile, zlib.error, TokenError, ValidationError),
+)
 
 Part = Literal["fit", "held-out"]
 
@@ -126,7 +135,7 @@ class Recording:
             raise RecordingError(f"{path} does not exist; `ls plants` shows what there is") from None
         except RecordingError as error:
             raise RecordingError(f"{path}: {error}") from None
-        except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile, ValidationError):
+        except DAMAGE:
             way_out = "expected the .npz file that `run_robot.py identify --hw H` wrote"
             raise RecordingError(f"{path} is no recording of an identification; {way_out}") from None
 
@@ -170,13 +179,16 @@ def quoted(text: str) -> str:
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Lets `write` fill a temporary file that then gets its name: nobody ever sees half of it.
 
+    It would survive a power cut: what a person has worked for must not be an empty file the next morning.
     Raises OSError that names the file wanted.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         write(temporary)
+        _sync(temporary)
         temporary.replace(path)
+        _sync(path.parent)
     except OSError as error:
         if error.errno is None:
             raise
@@ -190,3 +202,12 @@ def write_picture(path: Path, image: Image) -> None:
     """A picture (H, W, 3) uint8 RGB as a PNG, whole or not at all. Raises OSError."""
     picture = Pictures.fromarray(image)
     write_whole(path, lambda temporary: picture.save(temporary, "PNG"))
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file's content, or a folder's names, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

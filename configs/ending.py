@@ -6,15 +6,17 @@ Imports nothing but the standard library: it is there before anything that may f
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TextIO
 
+INTERRUPTED = 130  # as shells have it: 128 and the number of SIGINT
 STUBBORN = 1.0  # s after a first Ctrl-C in which others do not count: the robot is being relaxed
 
 # By name, because importing them to compare would cost a mistyped command the seconds that torch takes.
@@ -43,6 +45,7 @@ EXIT_CODES = {
     "robot.rig.ForeignRobotError": 2,
     "robot.types.Fault": 1,
     "robot.types.MissingPart": 1,
+    "tasks.anchors.AnchorsError": 1,
     "tasks.oracle.NoExpert": 2,
     "tasks.suite.NoSuite": 2,
     "builtins.MemoryError": 1,
@@ -95,6 +98,21 @@ def stoppable() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def leave_at_ctrl_c() -> None:
+    """Lets Ctrl-C outside of `stoppable` end the process without a word: nothing is to be put in order there.
+
+    For the program's last line: Python takes half a second to end, and would answer with a traceback.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        with suppress(OSError, ValueError, RuntimeError):
+            sys.stdout.flush()
+        os._exit(INTERRUPTED)
+
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, leave)
 
 
 def plainly(

@@ -101,6 +101,12 @@ def rig_checks(config: RunConfig | HwConfig) -> Iterator[Problem]:
         yield Problem("hw.robot", problem)
     if config.hw.robot == OURS and config.hw.settings:
         yield Problem("hw.settings", "is for robots of other packages (hw.robot); the D'Claw's is hw.dclaw")
+    scene, joints = config.hw.camera.scene, len(config.hw.dclaw.joint_ids)
+    if config.hw.robot == OURS and scene and len(scene.joints) != joints:
+        seen = f"tells where {len(scene.joints)} joints stood, this robot has {joints} (hw.dclaw.joint_ids)"
+        yield Problem(
+            "hw.camera.scene.joints", f"{seen}: `run_robot.py calibrate scene` takes a new reference"
+        )
     if config.hw.kind == "sim" and config.hw.cameras:
         yield Problem("hw.cameras", "the simulation has one camera: --hw emulated or --hw dclaw")
     if config.hw.kind == "sim" and config.hw.camera.record:

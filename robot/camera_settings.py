@@ -12,6 +12,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from robot.frame_health import HealthConfig
 from robot.types import Config, Floats
 
+FLAT = 1e-9  # of the largest entry; pixels and metres make entries from 1 to 1e5
 ControlName = Literal["auto_exposure", "exposure", "gain", "auto_wb", "wb_temperature", "autofocus", "focus"]
 Row = tuple[float, float, float, float]
 
@@ -98,6 +99,18 @@ class CameraConfig(Config):
             raise ValueError(
                 f"the lens was calibrated at {width}x{height} px, this camera captures "
                 f"{self.width}x{self.height}: set width and height to the former, or calibrate again"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _projects(self) -> Self:
+        if self.projection is None:
+            return self
+        rows = np.array(self.projection)
+        if np.linalg.matrix_rank(rows / max(np.abs(rows).max(), 1e-300), tol=FLAT) < 3:
+            raise ValueError(
+                "projection is no camera's, its rows depend on each other: copy all three from the file of "
+                "its calibration, or calibrate it anew (`run_robot.py calibrate camera`)"
             )
         return self
 

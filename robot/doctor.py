@@ -21,7 +21,7 @@ from serial.tools import list_ports
 from robot import registers as reg
 from robot.bus import BusConfig, SerialBus
 from robot.calibrated import CALIBRATE, mismatches
-from robot.camera import OpenCvCamera, SceneRecord
+from robot.camera import CameraConfig, OpenCvCamera, SceneRecord
 from robot.clock import SystemClock
 from robot.dynamixel import DynamixelRobot
 from robot.motors import EVERYWHERE, Motor, Range, Tell, ask_each, listed, search
@@ -56,6 +56,11 @@ TOLD = 50  # reads between two words on how far it is
 LOSSY, LOSING = 0.001, 0.05
 LATENCY_SPARE = 2.0  # ms beyond the USB latency that an answer may need: the next USB frame, a late host
 FILM_TIME = 1.0  # s of frames
+SLOW = 0.7  # of the pictures per second asked for
+SPARSE = (
+    1.3  # pictures within the allowed age, on average, that a steady stream needs for them not to be older
+)
+CALMER = "a cable for Wi-Fi, no server in between, another USB port, a free CPU"
 VOLTAGE_MARGIN = 0.5  # V to the servo's own limits
 DARK, BRIGHT = 12.0, 243.0  # mean of 0..255 that no lit scene has
 DISK_LOW, DISK_FULL = 2e9, 2e8  # bytes; a night of episodes is about 1e9
@@ -647,17 +652,37 @@ def _frames(name: str, camera: OpenCvCamera) -> Iterator[Result]:
         time.sleep(0.02)
     frame = camera.latest(np.inf)
     rate, age = (frame.sequence - first) / (now - start), float(np.percentile(ages, 95))
-    slow, stale = rate < 0.7 * camera.config.fps, age > camera.config.max_age
-    yield Result(
-        _of("frames", name),
-        "FAIL" if stale else "WARN" if slow else "OK",
-        f"{rate:.0f} per second, 95 % at most {age * 1e3:.0f} ms old",
-        "more light (exposure limits the rate), another USB port, a free CPU" if slow or stale else "",
-    )
+    detail = f"{rate:.0f} per second, 95 % at most {age * 1e3:.0f} ms old"
+    setting = "hw.camera" if name == CAMERA else f"hw.cameras.{name}"
+    status, fix = _freshness(camera.config, setting, rate, age, min(ages))
+    yield Result(_of("frames", name), status, detail, fix)
     brightness = float(frame.image.mean())
     visible = DARK < brightness < BRIGHT
     fix = "" if visible else "take off the lens cap, switch on the light, lock the exposure"
     yield Result(_of("brightness", name), "OK" if visible else "WARN", f"mean {brightness:.0f} of 255", fix)
+
+
+def _freshness(
+    config: CameraConfig, setting: str, rate: float, age: float, youngest: float
+) -> tuple[Status, str]:
+    """What pictures per second and their ages (s) say of a camera, and what is probably the matter with it.
+
+    Ages count from arrival: what is buffered on the way here cannot be seen, but for its bursts.
+    """
+    more = "more light (exposure limits the rate), another USB port, a free CPU"
+    if age <= config.max_age:
+        return ("WARN", more) if rate < SLOW * config.fps else ("OK", "")
+    allowed = f"allowed are {config.max_age * 1e3:.0f} ms ({setting}.max_age)"
+    if config.delay > config.max_age / 2:
+        early = f"{setting}.delay dates each back by {config.delay * 1e3:.0f} ms"
+        return "FAIL", f"{allowed}: {early}; --set {setting}.delay=0 shows the rest, measure it again"
+    if youngest > config.max_age / 2:
+        late = f"even the newest is {youngest * 1e3:.0f} ms old once it can be used"
+        way_out = f"free the CPU, or a smaller picture (--set {setting}.width=... {setting}.height=...)"
+        return "FAIL", f"{allowed}: {late}, because decoding takes so long; {way_out}"
+    if rate * config.max_age < SPARSE:
+        return "FAIL", f"{allowed}: too slow a stream; {more}; `v4l2-ctl --list-formats-ext` shows its rates"
+    return "FAIL", f"{allowed}: they come in bursts, as from a buffer or a busy network; {CALMER}"
 
 
 def _view(name: str, camera: OpenCvCamera) -> Result:

@@ -302,9 +302,9 @@ class DynamixelRobot:
         try:
             now, config = self.clock.now(), self._config
             if self._engaged and now - self.asked > config.keep_alive:
+                self.relax()  # told after: a terminal may hang like the program
                 words = f"the program was silent for {config.keep_alive:g} s: the robot was relaxed"
-                self._events.emit("keep-alive", words, "error")
-                self.relax()
+                self._events.emit_aside("keep-alive", words, "error")
             elif self._engaged and now - self._heard > config.watchdog / 3:
                 self._feed(self._ids)
         finally:
@@ -439,7 +439,7 @@ class DynamixelRobot:
             raise self._alert({servo: still})
         count = f", {len(recent) + 1} of {RESTARTS} times in {RESTART_WINDOW / 60:.0f} minutes"
         told = f"{servo_name(servo)} reported {words} and was restarted{count if bits & OVERLOAD else ''}"
-        self._events.emit("reboot", told)
+        self._events.emit_aside("reboot", told)
 
     def _await_answer(self, servo: int) -> None:
         deadline = self.clock.now() + BOOT_LIMIT
@@ -627,12 +627,17 @@ class DynamixelRobot:
         )
 
     def _torque_off_fault(self, servo: int) -> BusFault | None:
-        """Switches one servo's torque off, trying twice; None when it confirmed, else why it did not."""
+        """Switches one servo's torque off, trying twice; None when its register says so, else why."""
         problem = None
         for _ in range(2):
             try:
                 self._bus.write(reg.TORQUE_ENABLE, servo, 0)
-                return None
+                if not self._bus.read(reg.TORQUE_ENABLE, servo):
+                    return None
+                problem = BusFault(
+                    f"{servo_name(servo)} confirmed that its torque is off, and has it on: another program, "
+                    f"or a damaged servo. Switch the servo power off; {CHECK}."
+                )
             except BusFault as fault:
                 problem = fault
         return problem

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,10 +33,12 @@ class EventLog:
 
     def emit(self, name: str, text: str, level: Level = "warning") -> None:
         """Keeps an event for the log and tells it to everybody who listens, in the caller's thread."""
-        event = RigEvent(self._clock.now(), name, text, level)
-        self._pending.append(event)
-        for listener in self._listeners:
-            listener(event)
+        self._tell(self._kept(name, text, level))
+
+    def emit_aside(self, name: str, text: str, level: Level = "warning") -> None:
+        """As `emit`, for callers on whom servos wait: a terminal that is stopped does not stop them."""
+        event = self._kept(name, text, level)
+        threading.Thread(target=self._tell, args=(event,), name=f"tell {name}", daemon=True).start()
 
     def listen(self, listener: Callable[[RigEvent], None]) -> None:
         """Has `listener` called with every later event: a live line, a log file."""
@@ -44,3 +47,12 @@ class EventLog:
     def drain(self) -> list[RigEvent]:
         """The events since the last call, oldest first."""
         return [self._pending.popleft() for _ in range(len(self._pending))]
+
+    def _kept(self, name: str, text: str, level: Level) -> RigEvent:
+        event = RigEvent(self._clock.now(), name, text, level)
+        self._pending.append(event)
+        return event
+
+    def _tell(self, event: RigEvent) -> None:
+        for listener in self._listeners:
+            listener(event)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 QUEUE = 15  # pictures that may wait for the disk, half a second; what comes then is dropped and counted
 ERRORS = (OSError, ValueError)  # of the disk; and PyAV's, which are one or the other
+END_PATIENCE = 5.0  # s for a film to be whole; the robot holds its pose meanwhile
 TICK = Fraction(1, 1000)  # s, the film's unit of time; exact times are in the table beside it
 RATE = 30  # that players are told; pictures carry their own times
 # H.264 because a night of JPEGs would take 40 GB; ultrafast costs 0.1 of a core at 640x480 and 30 per second.
@@ -117,9 +118,11 @@ class Recorder:
     A disk that fails ends the recording, not the episode, and is told once.
     """
 
-    def __init__(self, name: str, tell: Callable[[str, str], None]) -> None:
-        """tell: gets an event's name and its text."""
-        self.name, self._tell = name, tell
+    def __init__(
+        self, name: str, tell: Callable[[str, str], None], *, patience: float = END_PATIENCE
+    ) -> None:
+        """tell: gets an event's name and its text; patience: s that `end` waits for the disk."""
+        self.name, self._tell, self._patience = name, tell, patience
         self._queue: deque[tuple[MatLike, float]] = deque()
         self._wake = threading.Condition()
         self._filming = self._failed = False
@@ -141,20 +144,22 @@ class Recorder:
         """From now on pictures go to PATH.mkv and PATH.csv; after a failure nothing happens. Never raises."""
         if self._failed:
             return
-        self._filming = True
+        self._filming, self._path = True, path
         self._thread = threading.Thread(
             target=self._write, args=(path,), name=f"film {path.name}", daemon=True
         )
         self._thread.start()
 
     def end(self) -> None:
-        """Returns when the film is whole. May be repeated; never raises."""
+        """Returns when the film is whole, or given up. May be repeated; never raises."""
         with self._wake:
             self._filming = False
             self._wake.notify()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join(self._patience)
+            if thread.is_alive():
+                self._give_up(self._path, f"the disk hangs, for {self._patience:g} s")
 
     def statistics(self) -> dict[str, float]:
         """Pictures written, and pictures for which there was no time."""
@@ -173,20 +178,22 @@ class Recorder:
                 raise
             film.close()
         except ERRORS as error:
-            self._give_up(path, error)
+            self._give_up(path, (isinstance(error, OSError) and error.strerror) or str(error))
 
     def _next(self) -> tuple[MatLike, float] | None:
         with self._wake:
             self._wake.wait_for(lambda: self._queue or not self._filming)
             return self._queue.popleft() if self._queue else None
 
-    def _give_up(self, path: Path, error: OSError | ValueError) -> None:
+    def _give_up(self, path: Path, why: str) -> None:
+        """Ends the recording for good; told once, however often."""
         with self._wake:
-            self._failed = True
+            before, self._failed = self._failed, True
             self._queue.clear()
-        why = error.strerror if isinstance(error, OSError) else str(error)
-        self._tell(
-            "recording-stopped",
-            f"the recording of camera {self.name} to {path}.mkv has stopped: {why}. "
-            "Episodes go on without it. Free some space; the next start records again",
-        )
+        if not before:
+            self._tell(
+                "recording-stopped",
+                f"the recording of camera {self.name} to {path}.mkv has stopped: {why}. "
+                "Episodes go on without it. Free some space, or look at the disk; the next start "
+                "records again",
+            )

@@ -226,7 +226,12 @@ def reference(config: CameraConfig, record: SceneRecord, camera: str) -> View:
             f"plug that one in; or {NEW_ONE}"
         )
     require_resolution(record.resolution, (config.width, config.height), record.date)
-    image = cv2.imdecode(np.frombuffer(stored, np.uint8), cv2.IMREAD_COLOR_RGB)
+    image = cv2.imdecode(np.frombuffer(stored, np.uint8), cv2.IMREAD_COLOR_RGB) if stored else None
+    if image is None or image.shape[1::-1] != record.resolution:
+        raise CameraFault(
+            f"the reference of the scene, {record.path} (hw.camera.scene), is no picture of "
+            f"{record.resolution[0]}x{record.resolution[1]} px. Put the file back; or {NEW_ONE}"
+        )
     return View(np.asarray(image, np.uint8), np.array(record.joints), record.valve)
 
 

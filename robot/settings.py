@@ -43,9 +43,9 @@ class DynamixelConfig(Config):
     )
     offsets: tuple[float, ...] = (-math.pi / 2, -math.pi, -math.pi) * 3  # rad: angle = sign * servo + offset
     signs: tuple[Sign, ...] = (1,) * 9
-    object_offset: float = -math.pi  # rad
+    object_offset: float = Field(-math.pi, ge=-100, le=100)  # rad
     object_sign: Sign = 1
-    guide_offset: float = -math.pi  # rad
+    guide_offset: float = Field(-math.pi, ge=-100, le=100)  # rad
     guide_sign: Sign = 1
     safety: SafetyConfig = SafetyConfig()
     # The servos' own limits stand a little outside the software box, so that a joint pressed over the box's
@@ -64,7 +64,7 @@ class DynamixelConfig(Config):
     # A, fingers and object: current-based position control (mode 5), so that a blocked finger presses no
     # harder than this and seldom overloads. 1 A is 1.9 Nm on XH430-W210, three quarters of its stall torque.
     # None: position control (mode 3), in which the firmware knows position limits but none of current.
-    goal_current: float | None = Field(1.0, gt=0, le=4)
+    goal_current: float | None = Field(1.0, ge=0.01, le=4)
     current_limit: float | None = Field(None, gt=0, le=4)  # A, EEPROM; None: as the servos have it
     temperature_limit: int = Field(75, ge=45, le=80)  # deg C, EEPROM: there the servo cuts its own torque
     warm: float = Field(65.0, ge=40, le=80)  # deg C at which the program stops to let it cool
@@ -72,7 +72,7 @@ class DynamixelConfig(Config):
     gains: PositionGains | None = None  # None: as the servos have them
     allow_unknown_models: bool = False
     calibration: JointsRecord | None = None  # what offsets and signs are of; other servos are then refused
-    ampere_per_unit: float | None = Field(None, gt=0)  # None: by model number
+    ampere_per_unit: float | None = Field(None, ge=1e-4, le=0.1)  # None: by model number
 
     @property
     def ids(self) -> tuple[int, ...]:

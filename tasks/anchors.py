@@ -23,6 +23,10 @@ HEAD = """\
 """
 
 
+class AnchorsError(Exception):
+    """The table is not what `write_anchors` writes."""
+
+
 class Anchor(Config):
     """What the episodes of one policy came to."""
 
@@ -51,9 +55,17 @@ class Anchors(Config):
 
 
 def read_anchors(path: Path = TABLE) -> dict[str, Anchors]:
-    """The table: anchors by the name of a task's file."""
-    rows = yaml.safe_load(path.read_text(encoding="utf-8")) or {} if path.is_file() else {}
-    return {name: Anchors.model_validate(row) for name, row in rows.items()}
+    """The table: anchors by the name of a task's file. Raises AnchorsError for a damaged one."""
+    if not path.is_file():
+        return {}
+    try:
+        rows = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        return {name: Anchors.model_validate(row) for name, row in rows.items()}
+    except (yaml.YAMLError, ValidationError, UnicodeDecodeError, AttributeError) as error:
+        raise AnchorsError(
+            f"{path} is damaged ({str(error).splitlines()[0]}); `git checkout {path}` brings it back, "
+            "benchmarks/anchors.py --write measures it again"
+        ) from error
 
 
 def write_anchors(table: Mapping[str, Anchors], path: Path = TABLE) -> None:

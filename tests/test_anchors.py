@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from agent.metrics import wilson
 from benchmarks.anchors import DOCUMENT, table, with_expert
 from configs.command_line import parse
 from configs.composition import compose
+from configs.ending import exit_code
 from configs.loader import choices
 from run_robot import CONFIGS
-from tasks.anchors import Anchor, Anchors, find_anchors, read_anchors, scale_of, write_anchors
+from tasks.anchors import (
+    Anchor,
+    Anchors,
+    AnchorsError,
+    find_anchors,
+    read_anchors,
+    scale_of,
+    write_anchors,
+)
 from tasks.valve import FixedAngle, ValveConfig
 
 VALVES = [name for name in choices(CONFIGS / "tasks") if name.startswith("valve_")]
@@ -34,6 +45,14 @@ def test_table_comes_back_as_it_was_written_and_in_the_same_bytes(tmp_path: Path
     write_anchors(read_anchors(tmp_path / "one.yaml"), tmp_path / "two.yaml")
     assert read_anchors(tmp_path / "one.yaml") == table
     assert (tmp_path / "one.yaml").read_bytes() == (tmp_path / "two.yaml").read_bytes()
+
+
+@pytest.mark.parametrize("text", ["a: {", "[1, 2]", "a: 3", "a: {mujoco: 1}", "\xff"])
+def test_a_table_that_was_edited_wrongly_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "anchors.yaml").write_text(text, encoding="latin-1")
+    with pytest.raises(AnchorsError, match=r"anchors.yaml is damaged \(.*git checkout") as raised:
+        read_anchors(tmp_path / "anchors.yaml")
+    assert exit_code(raised.value) == 1
 
 
 def valve(name: str, *more: str) -> ValveConfig:

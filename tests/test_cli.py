@@ -264,6 +264,9 @@ def test_a_wrong_command_says_what_was_meant(command: str, words: list[str], cal
     assert not [word for word in words if word not in call.told], call.told
 
 
+SCENE = "{path: a.png, sha256: x, date: d, camera: c, resolution: [640, 480], joints: [0, 0], valve: 0}"
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -280,6 +283,13 @@ def test_a_wrong_command_says_what_was_meant(command: str, words: list[str], cal
         ("--set agent.kind=ppo", "--set agent.kind=ppo: agent.kind: expected one of 'sac_state', 'sac_pixels' or 'slac', saw text 'ppo'"),
         ("--set hw.bus.baud=12345", "--set hw.bus.baud=12345: hw.bus.baud: servos do not speak 12345 baud"),
         ("--set 'task.goal={kind: fixed'", "not valid YAML"),
+        (f"--set 'hw.camera.scene={SCENE}'", "hw.camera.scene.joints: tells where 2 joints stood, this robot has 9 (hw.dclaw.joint_ids): `run_robot.py calibrate scene` takes a new reference"),
+        ("--set 'hw.camera.scene={path: a.png}'", "hw.camera.scene.sha256: this setting is required"),
+        ("--set 'hw.camera.projection=[[0,0,0,0],[0,0,0,0],[0,0,0,0]]'", "projection is no camera's, its rows depend on each other"),
+        ("--set 'hw.camera.projection=[[1,0,0,0],[0,x,0,0],[0,0,1,1]]'", "hw.camera.projection.1.1: expected a number, saw text 'x'"),
+        ("--set 'hw.camera.projection=[[.nan,0,0,0],[0,1,0,0],[0,0,1,1]]'", "'not a number' is not allowed as a setting"),
+        ("--set 'hw.dclaw.calibration={date: today}'", "hw.dclaw.calibration.servos: this setting is required"),
+        ("--set hw.dclaw.object_offset=1e300", "hw.dclaw.object_offset"),
         ("--set agent.device=warp", "agent.device: 'warp' fails"),
         ("--config none.yaml", "none.yaml: cannot be read: No such file or directory"),
         ("--config /", "/: cannot be read: Is a directory"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -449,6 +450,38 @@ def test_dim_light_and_missing_calibration_are_warnings(port: str) -> None:
     assert "lens cap" in results["brightness"].fix
     assert results["view"].status == "WARN"
     assert "hw.camera.projection" in results["view"].detail
+
+
+@pytest.mark.parametrize(
+    ("pauses", "settings", "cause"),
+    [
+        ([0.25], {}, "too slow a stream; more light"),
+        ([0.02] * 9 + [0.4], {}, "in bursts, as from a buffer or a busy network; a cable for Wi-Fi"),
+        ([0.03], {"delay": 0.2}, "hw.camera.delay dates each back by 200 ms; --set hw.camera.delay=0"),
+    ],
+)
+def test_pictures_that_are_too_old_are_told_with_the_probable_cause(
+    pauses: list[float], settings: dict[str, float], cause: str
+) -> None:
+    feed, stop = FrameFeed(), threading.Event()
+    picture = np.random.default_rng(0).integers(40, 200, (480, 640, 3)).astype(np.uint8)
+
+    def show() -> None:
+        for pause in itertools.cycle(pauses):
+            if stop.wait(pause):
+                return
+            feed.publish(picture, 50)
+
+    server, thread = CameraServer(feed, dict), threading.Thread(target=show)
+    thread.start()
+    camera = {"source": server.url + "/cam.mjpg", "health": {"noise": "off"}, **settings}
+    config = RigConfig.model_validate({"kind": "real", "bus": {"port": "/dev/nobody"}, "camera": camera})
+    found = find(config, "frames")
+    stop.set()
+    thread.join()
+    server.close()
+    assert found.status == "FAIL"
+    assert f"allowed are 150 ms (hw.camera.max_age): {cause}" in found.fix.replace("they come ", "")
 
 
 def test_lens_cap_is_a_failure_and_named(port: str) -> None:

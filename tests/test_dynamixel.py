@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import atexit
 import math
+import os
+import pty
+import termios
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from rich.console import Console
 
+from agent.display import Display
 from robot import registers as reg
+from robot.bus import BusConfig
 from robot.dynamixel import RESTARTS, Calibration, DynamixelRobot
+from robot.emulator import EmulatorConfig
 from robot.events import EventLog
 from robot.registers import CYCLE, Register
 from robot.safety import OUTSIDE_BOX, VELOCITY_LIMIT, SafetyConfig
+from robot.servo import Servo
 from robot.settings import DynamixelConfig, PositionGains, limit_ticks
 from robot.sim import SimConfig, SimPlant
 from robot.types import (
@@ -34,6 +43,7 @@ from robot.types import (
     TorqueLost,
     WatchdogTripped,
 )
+from tests.line import VirtualLine, emulated, open_bus
 
 CONFIG = DynamixelConfig(profile_velocity=4.0)
 HOME = np.tile([0.0, -math.pi / 3, math.pi / 3], 3)
@@ -598,6 +608,58 @@ def test_tending_relaxes_a_robot_that_its_program_has_forgotten(plant: SimPlant)
             robot.command(HOME, PERIOD)
 
 
+@pytest.fixture
+def stopped_terminal() -> Iterator[TextIO]:
+    """As Ctrl-S leaves it: who writes to it waits."""
+    master, slave = pty.openpty()
+    termios.tcflow(slave, termios.TCOOFF)
+    with os.fdopen(slave, "w") as terminal:
+        yield terminal
+        termios.tcflow(slave, termios.TCOON)
+    os.close(master)
+
+
+def test_a_stopped_terminal_keeps_no_torque_on(plant: SimPlant, stopped_terminal: TextIO) -> None:
+    events = EventLog(plant)
+    events.listen(Display(100, Console(file=stopped_terminal)).event)
+
+    def forget() -> None:
+        with DynamixelRobot(plant, DynamixelConfig(keep_alive=2.0), plant, events) as robot:
+            steps(robot, plant, HOME, 3)
+            while plant.now() < 3.0:
+                plant.sleep_until(plant.now() + 0.05)
+                robot.tend()
+            forgotten.append(not any(torque(plant).values()))
+
+    forgotten: list[bool] = []
+    program = threading.Thread(target=forget, daemon=True)
+    program.start()
+    program.join(2)
+    assert forgotten == [True]
+    assert [event.name for event in events.drain()] == ["keep-alive"]
+
+
+def test_a_restarted_servo_is_told_without_waiting_for_the_terminal(
+    plant: SimPlant, stopped_terminal: TextIO
+) -> None:
+    events = EventLog(plant)
+    events.listen(Display(100, Console(file=stopped_terminal)).event)
+
+    def restart() -> None:
+        with DynamixelRobot(plant, CONFIG, plant, events) as robot:
+            plant.servos[12].raise_hardware_error(reg.OVERLOAD)
+            with pytest.raises(ServoAlert):
+                robot.read()
+            robot.engage()
+            robot.read()
+
+    program = threading.Thread(target=restart, daemon=True)
+    program.start()
+    program.join(2)
+    assert not program.is_alive()
+    assert [event.name for event in events.drain()] == ["reboot"]
+
+
 def test_tending_hides_no_fault_from_the_program(plant: SimPlant) -> None:
     with DynamixelRobot(plant, CONFIG, plant) as robot:
         steps(robot, plant, HOME, 3)
@@ -700,6 +762,44 @@ def test_relax_reaches_the_others_when_one_servo_is_gone(
         tap.mute = set()
         robot.relax()
         assert not any(torque(plant).values())
+
+
+class Stubborn(Servo):
+    """Confirms that its torque is off, and keeps it on."""
+
+    def write(self, address: int, data: bytes, now: float) -> int:
+        if address == reg.TORQUE_ENABLE.address and data == b"\0":
+            return 0
+        return super().write(address, data, now)
+
+
+def test_torque_that_was_confirmed_off_and_is_still_on_is_named(
+    plant: SimPlant, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Over the wire, after a fault: what counts is the register, not the answer to the write."""
+    line = VirtualLine(emulated(EmulatorConfig(), plant))
+    bus = open_bus(line, BusConfig())
+    with DynamixelRobot(bus, CONFIG, line.clock) as robot:
+        plant.servos[11].raise_hardware_error(reg.OVERLOAD)
+        plant.servos[31].__class__ = Stubborn
+        with pytest.raises(ServoAlert):
+            robot.read()
+        robot.relax()
+        assert [id for id, on in torque(plant).items() if on] == robot.driven() == [31]
+        assert "torque may still be on at servo 31 (finger 3, middle)." in caplog.text
+        assert "switch the servo power off before you reach in" in caplog.text
+        assert "servo 31 (finger 3, middle) confirmed that its torque is off, and has it on" in caplog.text
+        plant.servos[31].__class__ = Servo
+        robot.relax()
+        assert robot.driven() == []
+    bus.close()
+
+
+def test_a_valve_that_keeps_its_torque_is_a_fault(plant: SimPlant) -> None:
+    with DynamixelRobot(plant, CONFIG, plant) as robot:
+        plant.servos[50].__class__ = Stubborn
+        with pytest.raises(BusFault, match=r"servo 50 .* confirmed that its torque is off, and has it on"):
+            robot.drive_object(0.3, 0.05, 5.0)
 
 
 def test_relax_may_be_repeated_and_called_before_entering(plant: SimPlant) -> None:

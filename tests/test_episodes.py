@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -679,6 +680,42 @@ def test_stalled_disk_stops_the_episode_instead_of_the_robot(tmp_path: Path) -> 
     release.set()
     writer.close()
     assert len(read_episode(tmp_path / "000001.mcap").actions) >= episodes.QUEUE_STEPS - 1
+
+
+@pytest.fixture
+def hanging_disk(tmp_path: Path) -> Iterator[Callable[[], None]]:
+    """The episode's file is a pipe that somebody reads until this is called: from then on writes wait."""
+    path = tmp_path / "000001.mcap.part.new"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+
+    def hang() -> None:
+        with suppress(BlockingIOError):
+            while True:
+                os.write(reader, b"x")
+
+    yield hang
+    os.set_blocking(reader, True)
+    threading.Thread(target=drained, args=(reader,), daemon=True).start()
+
+
+def drained(pipe: int) -> None:
+    while os.read(pipe, 2**16):
+        pass
+
+
+def test_a_disk_that_hangs_at_the_end_of_an_episode_is_named(
+    tmp_path: Path, hanging_disk: Callable[[], None]
+) -> None:
+    rng = np.random.default_rng(0)
+    writer = EpisodeWriter(tmp_path / "000001.mcap", {}, patience_at_end=0.2)
+    writer.begin(observation(rng), telemetry(rng, 0))
+    hanging_disk()
+    writer.step(observation(rng), np.zeros(9), -1.0, step_info(rng, 1))
+    writer.done(terminated=False, truncated=True)
+    for _ in range(2):
+        with pytest.raises(EpisodeWriteError, match=r"000001\.mcap.*the disk hangs.* 0\.2 s.*--resume"):
+            writer.close()
 
 
 def test_failure_in_the_writer_thread_reaches_the_caller(tmp_path: Path) -> None:

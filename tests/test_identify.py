@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -285,6 +287,21 @@ def test_a_blocked_joint_ends_it_by_name() -> None:
 # --- Recordings
 
 
+def test_a_recording_is_on_the_disk_before_it_has_its_name(
+    recording: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, fsync = tmp_path / "plant.npz", os.fsync
+    synced: list[tuple[int, bool]] = []
+
+    def seen(handle: int) -> None:
+        fsync(handle)
+        synced.append((os.fstat(handle).st_ino, path.exists()))
+
+    monkeypatch.setattr(os, "fsync", seen)
+    recording.save(path)
+    assert synced == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
+
+
 def test_a_recording_survives_its_file(recording: Recording, tmp_path: Path) -> None:
     recording.save(tmp_path / "one.npz")
     again = Recording.load(tmp_path / "one.npz")
@@ -355,6 +372,20 @@ def call(command: str) -> int:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def test_a_recording_with_wrong_bytes_is_refused_or_the_same(recording: Recording, tmp_path: Path) -> None:
+    path, rng = tmp_path / "plant.npz", np.random.default_rng(0)
+    short = replace(recording, fingers=recording.fingers[:1] + recording.fingers[-1:], valve=())
+    short.require_usable().save(path)
+    whole = path.read_bytes()
+    for wrong in (1, 20) * 100:
+        damaged = bytearray(whole)
+        for place in rng.integers(0, len(whole), wrong):
+            damaged[place] ^= int(rng.integers(1, 256))
+        path.write_bytes(damaged)
+        with suppress(RecordingError):
+            np.testing.assert_equal(vars(Recording.load(path).fingers[0]), vars(short.fingers[0]))
 
 
 def test_a_file_that_is_no_recording_is_told_plainly(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,10 +7,7 @@ import io
 import os
 import pty
 import re
-import select
 import signal
-import subprocess
-import sys
 import termios
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -35,6 +32,7 @@ from robot.settings import DynamixelConfig, zero_ticks
 from robot.sim import SimConfig, SimPlant
 from robot.types import ServoSilent
 from tests.hands import Deed, Hands, Person
+from tests.screen import Screen
 
 ROOT = Path(__file__).parents[1]
 # Each servo mounted otherwise than the configuration believes, some the other way round.
@@ -50,6 +48,7 @@ FINGER = DynamixelConfig.model_validate(
         "safety": {"lower": (-0.48, -1.0472, -1.5708), "upper": (0.48, 1.0472, 1.5708)},
     }
 )
+AGREE = "Do all fingers lean outwards"
 Deeds = Mapping[str, Callable[[], Deed]]
 
 
@@ -150,6 +149,14 @@ def hands_off(room: Room) -> Callable[[], Deed]:
         yield "y y"  # a finger that trembles has not seen how the robot will stand
 
     return deed
+
+
+def test_one_finger_alone_is_verified_by_hand(room: Room) -> None:
+    deeds = {"or let the robot": keys("m"), "THE ROBOT WILL MOVE": keys("y")}
+    assert room.calibrate(FINGER, deeds)
+    assert "A robot of 3 joints is not moved" in room.said
+    assert room.limp
+    assert room.found.signs == (1, -1, 1)
 
 
 @pytest.mark.slow
@@ -384,44 +391,6 @@ def test_keys_count_one_by_one_and_the_terminal_is_as_before() -> None:
                 Terminal(stream, Console())
 
 
-class Screen:
-    """The command in a terminal of its own, and what was printed there."""
-
-    def __init__(self, arguments: list[str], folder: Path) -> None:
-        self._master, slave = pty.openpty()
-        self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "run_robot.py"), *arguments],
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            cwd=folder,
-            env={**os.environ, "COLUMNS": "110", "TERM": "xterm"},
-            start_new_session=True,
-        )
-        os.close(slave)
-        self.text = ""
-
-    def read(self) -> str:
-        """What has been printed since the last time, without what only moves the cursor."""
-        if not select.select([self._master], [], [], 0.05)[0]:
-            return ""
-        try:
-            data = os.read(self._master, 65536).decode(errors="replace")
-        except OSError:  # the other end is closed
-            return ""
-        new = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\r", "", data)
-        self.text += new
-        return new
-
-    def press(self, key: str) -> None:
-        os.write(self._master, b"\n" if key == "enter" else key.encode())
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self._master)
-
-
 def play(screen: Screen, hands: Hands, until: str = "\0", limit: float = 90.0) -> None:
     """Answers each question on the screen until the command ends, or says the words."""
     asked, deed, deadline = 0, iter(()), time.monotonic() + limit  # type: int, Deed, float
@@ -479,3 +448,39 @@ def test_an_interrupted_command_writes_nothing_and_gives_the_terminal_back(
         screen.close()
     assert not (tmp_path / "joints").exists()
     assert not any(servo.torque for servo in plant.servos.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["[4 of", AGREE])
+def test_ctrl_c_again_and_again_leaves_it_limp_and_the_terminal_as_it_was(
+    wired: tuple[SimPlant, Emulator, list[str]], tmp_path: Path, when: str
+) -> None:
+    plant, emulator, command = wired
+    screen = Screen(command, tmp_path)
+    hands = MovesByItself(emulator.hold_by_hand, time.monotonic)
+    try:
+        play(screen, hands, until=when)
+        if when == AGREE:
+            assert any(servo.torque for servo in plant.servos.values()), screen.text
+        screen.interrupt_until_it_ends()
+        assert screen.process.wait(10) in (130, -signal.SIGINT), screen.text  # the same to a shell
+        assert screen.echoes
+    finally:
+        screen.close()
+    assert "Traceback" not in screen.text
+    assert "KeyboardInterrupt" not in screen.text
+    assert not (tmp_path / "joints").exists()
+    assert not any(servo.torque for servo in plant.servos.values())
+
+
+class MovesByItself(Hands):
+    """Lets the robot show whether it was understood."""
+
+    def answer(self, asked: str) -> Deed:
+        if "All joints are recorded" in asked:
+            yield "m"
+        elif "THE ROBOT WILL MOVE" in asked:
+            yield from self.let_go()
+            yield "y"
+        else:
+            yield from super().answer(asked)

@@ -26,6 +26,7 @@ from agent.episodes import parse, read_episode
 from agent.recovery import recover
 from agent.run_dir import RunDir
 from robot.registers import WATCHDOG_TRIPPED
+from tests.screen import Screen
 
 ROOT = Path(__file__).parents[1]
 START = 60.0  # s for a program to come up on a busy machine
@@ -108,16 +109,7 @@ class Program:
             time.sleep(0.01)
 
     def in_episode(self, first: int, steps: int = 4) -> Callable[[], bool]:
-        """Whether so many steps are on disk of an episode that is not over: of number `first` or later."""
-
-        def begun() -> bool:
-            for part in (self.run.path / "episodes").glob("*.mcap.part"):
-                with suppress(FileNotFoundError):  # closed in this moment
-                    rows = parse(part, part.read_bytes()).rows
-                    return RunDir.episode_index(part) >= first and len(rows) > steps
-            return False
-
-        return begun
+        return partial(in_episode, self.run, first, steps)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -137,6 +129,15 @@ class Program:
             if pid and running(pid):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait(10)
+
+
+def in_episode(run: RunDir, first: int, steps: int = 4) -> bool:
+    """Whether so many steps are on disk of an episode that is not over: of number `first` or later."""
+    for part in (run.path / "episodes").glob("*.mcap.part"):
+        with suppress(FileNotFoundError):  # closed in this moment
+            rows = parse(part, part.read_bytes()).rows
+            return RunDir.episode_index(part) >= first and len(rows) > steps
+    return False
 
 
 def running(pid: int) -> bool:
@@ -313,3 +314,63 @@ def test_a_second_ctrl_c_does_not_wait_for_the_learner(servos: Servos, start: Ca
     time.sleep(1.5)  # the first second after Ctrl-C belongs to the robot
     os.killpg(program.process.pid, signal.SIGINT)
     assert program.ends(20) == 130, program.output
+
+
+@pytest.mark.slow
+def test_ctrl_c_again_and_again_loses_nothing_and_leaves_the_terminal_as_it_was(
+    servos: Servos, tmp_path: Path
+) -> None:
+    """In a terminal of its own; the learner takes its time with the checkpoint."""
+    run = RunDir(tmp_path / "run")
+    settings = [word for setting in SETTINGS for word in ("--set", setting)]
+    words = ["--task", "valve_fixed", "--agent", "sac_state", "--steps", "100000", "--run", str(run.path)]
+    screen = Screen([*words, *settings, *bench(servos)], tmp_path)
+    try:
+        screen.read_until(lambda: in_episode(run, 2))
+        learner = int((run.last_beat("learner") or {})["pid"])
+        os.kill(learner, signal.SIGSTOP)
+        assert not servos.relaxed
+        screen.interrupt_until_it_ends()
+        assert screen.process.wait(10) in (130, -signal.SIGINT), screen.text  # the same to a shell
+        assert screen.echoes
+    finally:
+        screen.close()
+    assert servos.relaxed
+    assert "Traceback" not in screen.text
+    assert "KeyboardInterrupt" not in screen.text
+    assert f"To go on: the same command with --resume --run {run.path}" in screen.whole_lines
+    assert not list(run.path.rglob("*.part"))
+    rows = run.index("episodes")
+    assert {row["file"] for row in rows} == {f"episodes/{path.name}" for path in run.episodes()}
+    assert [row["fault"] for row in rows][-1] == "interrupted"
+    os.kill(learner, signal.SIGCONT)
+    deadline = time.monotonic() + START
+    while running(learner):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert run.load_checkpoint() is not None
+
+
+@pytest.mark.slow
+def test_a_disk_that_hangs_at_an_episodes_end_lets_the_fingers_go_and_is_named(
+    servos: Servos, start: Callable[..., Program]
+) -> None:
+    """A pipe in place of the log of episode 2, full from its middle on: what is written to it waits."""
+    program = start(*bench(servos))
+    program.wait_for(program.in_episode(1))
+    path = program.run.path / "episodes" / "000002.mcap.part.new"
+    os.mkfifo(path)
+    disk = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+    program.wait_for(lambda: not path.exists())
+    os.set_blocking(disk, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(disk, b"x")
+    program.wait_for(lambda: servos.relaxed)
+    program.wait_for(lambda: "the disk hangs" in program.output)
+    assert servos.relaxed
+    assert program.ends() == 1, program.output
+    assert "keep-alive" not in program.output
+    assert "Traceback" not in program.output
+    assert [row["index"] for row in program.rows] == [1]
+    os.close(disk)

@@ -109,6 +109,24 @@ def test_a_disk_that_hangs_costs_pictures_and_no_time(tmp_path: Path) -> None:
     assert not told.events
 
 
+def test_a_disk_that_hangs_ends_the_recording_and_not_the_run(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "film.mkv")
+    told = Told()
+    recorder = Recorder("front", told, patience=0.2)
+    recorder.begin(tmp_path / "film")
+    recorder.take(SCENE, 1.0)
+    recorder.end()
+    recorder.begin(tmp_path / "next")
+    recorder.end()
+    ((name, text),) = told.events
+    assert name == "recording-stopped"
+    assert "film.mkv has stopped: the disk hangs" in text
+    assert not (tmp_path / "next.mkv").exists()
+    with subprocess.Popen(["cat", tmp_path / "film.mkv"], stdout=subprocess.DEVNULL):
+        wait_until(lambda: not [one for one in threading.enumerate() if one.name.startswith("film")])
+    assert len(told.events) == 1
+
+
 @pytest.fixture
 def small_disk() -> Iterator[None]:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -99,6 +100,18 @@ def test_index_counts_an_episode_once(run: RunDir) -> None:
     assert run.index("evaluation") == []
 
 
+@pytest.mark.parametrize(
+    "line", ['{"a": 1}', '{"steps": 1, "hours": 2, "episodes": [1]}', "[1]", '{"steps": 10', ""]
+)
+def test_a_damaged_evaluation_costs_its_own_point_of_the_curve(run: RunDir, line: str) -> None:
+    run.append_evaluation(10, 0.1, [summary(1)])
+    with (run.path / "evaluations.jsonl").open("a") as file:
+        file.write(line + "\n")
+    run.append_evaluation(20, 0.2, [summary(2)])
+    assert [row["steps"] for row in run.evaluations()] == [10, 20]
+    assert run.evaluations()[1]["episodes"] == [summary(2)]
+
+
 def test_weights_arrive_with_their_version(run: RunDir) -> None:
     assert run.latest_weights() is None
     weights = {"layer.weight": torch.arange(6.0).reshape(2, 3).T, "layer.bias": torch.zeros(2)}
@@ -116,6 +129,40 @@ def test_weights_stay_readable_while_newer_ones_replace_them(run: RunDir) -> Non
     run.publish_weights({"w": torch.zeros(1000)}, 2)
     assert first is not None
     assert torch.equal(first[1]["w"], torch.ones(1000))
+
+
+def test_a_disk_that_hangs_while_weights_are_read_holds_no_other_thread(run: RunDir) -> None:
+    """A pipe that nobody fills is such a disk; what keeps servos alive is such a thread."""
+    os.mkfifo(run.path / "policy.safetensors")
+    beats: list[float] = []
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(0.01):
+            beats.append(time.monotonic())
+
+    late = f"import time; time.sleep(0.5); open({str(run.path / 'policy.safetensors')!r}, 'w')"
+    with subprocess.Popen([sys.executable, "-S", "-c", late]):
+        thread = threading.Thread(target=beat)
+        thread.start()
+        began = time.monotonic()
+        with pytest.raises((RunError, OSError)):  # a pipe holds no weights
+            run.latest_weights()
+        ended = time.monotonic()
+        over.set()
+        thread.join()
+    gaps = np.diff([began, *beats, ended])
+    assert len(gaps) > 10
+    assert gaps.max() < (ended - began) / 2
+
+
+@pytest.mark.parametrize("kept", [0, 4, 8, 60, -1])
+def test_weights_cut_anywhere_are_named(run: RunDir, kept: int) -> None:
+    run.publish_weights({"w": torch.ones(100)}, 1)
+    path = run.path / "policy.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(RunError, match=r"policy.safetensors is damaged .*--resume"):
+        run.latest_weights()
 
 
 def test_damaged_weights_are_named(run: RunDir) -> None:
@@ -208,6 +255,30 @@ def test_checkpoint_never_runs_code(run: RunDir) -> None:
     path.with_suffix(".sha256").write_text(hashlib.sha256(path.read_bytes()).hexdigest())
     with pytest.raises(CheckpointCorrupt):
         run.load_checkpoint()
+
+
+@pytest.mark.parametrize(
+    ("save", "names"),
+    [
+        (lambda run: run.save_checkpoint(state(1)), ["checkpoints/000001.pt", "checkpoints/000001.sha256"]),
+        (lambda run: run.publish_weights({"w": torch.ones(2)}, 1), ["policy.safetensors"]),
+        (lambda run: run.beat("learner"), []),
+    ],
+)
+def test_what_a_power_cut_must_not_take_is_on_the_disk_before_it_has_its_name(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, save: Callable[[RunDir], object], names: list[str]
+) -> None:
+    fsync, synced = os.fsync, list[int]()
+
+    def seen(handle: int) -> None:
+        fsync(handle)
+        synced.append(os.fstat(handle).st_ino)
+
+    monkeypatch.setattr(os, "fsync", seen)
+    save(run)
+    assert synced == [
+        at.stat().st_ino for name in names for at in (run.path / name, (run.path / name).parent)
+    ]
 
 
 class Died(BaseException):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import closing
@@ -325,6 +326,21 @@ def test_a_reference_that_is_not_the_cameras_is_refused(
     written: Path, change: dict[str, object], reason: str
 ) -> None:
     with pytest.raises(CameraFault, match=reason), build(with_scene(rig_config(), written, **change)):
+        pass
+
+
+SMALL = cv2.imencode(".png", np.zeros((9, 9, 3), np.uint8))[1].tobytes()
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", SMALL], ids=["nothing", "text", "small"])
+def test_a_reference_that_is_no_picture_of_this_size_is_refused(
+    written: Path, tmp_path: Path, content: bytes
+) -> None:
+    """A hand has put another file there, and its hash into the settings."""
+    path, sha256 = tmp_path / "other.png", hashlib.sha256(content).hexdigest()
+    path.write_bytes(content)
+    config = with_scene(rig_config(), written, path=str(path), sha256=sha256)
+    with pytest.raises(CameraFault, match=r"other.png .* is no picture of 640x480 px"), build(config):
         pass
 
 
