@@ -324,17 +324,19 @@ def test_ctrl_c_again_and_again_loses_nothing_and_leaves_the_terminal_as_it_was(
     run = RunDir(tmp_path / "run")
     settings = [word for setting in SETTINGS for word in ("--set", setting)]
     words = ["--task", "valve_fixed", "--agent", "sac_state", "--steps", "100000", "--run", str(run.path)]
-    screen = Screen([*words, *settings, *bench(servos)], tmp_path)
+    screen, learner = Screen([*words, *settings, *bench(servos)], tmp_path), 0
     try:
         screen.read_until(lambda: in_episode(run, 2))
         learner = int((run.last_beat("learner") or {})["pid"])
         os.kill(learner, signal.SIGSTOP)
-        assert not servos.relaxed
+        screen.read_until(lambda: in_episode(run, 3))
         screen.interrupt_until_it_ends()
         assert screen.process.wait(10) in (130, -signal.SIGINT), screen.text  # the same to a shell
         assert screen.echoes
     finally:
         screen.close()
+        if learner:
+            os.kill(learner, signal.SIGCONT)
     assert servos.relaxed
     assert "Traceback" not in screen.text
     assert "KeyboardInterrupt" not in screen.text
@@ -343,7 +345,6 @@ def test_ctrl_c_again_and_again_loses_nothing_and_leaves_the_terminal_as_it_was(
     rows = run.index("episodes")
     assert {row["file"] for row in rows} == {f"episodes/{path.name}" for path in run.episodes()}
     assert [row["fault"] for row in rows][-1] == "interrupted"
-    os.kill(learner, signal.SIGCONT)
     deadline = time.monotonic() + START
     while running(learner):
         assert time.monotonic() < deadline
