@@ -785,11 +785,13 @@ def check_calibrate(args: argparse.Namespace) -> None:
     """Refuses flags of another calibration. Raises ConfigError."""
     from configs.document import ConfigError
 
-    users = {"from": "camera", "print_board": "camera", "by_hand": "valve"}
+    users = {"from": "camera", "print_board": "camera", "from_fingers": "camera", "by_hand": "valve"}
     for word, user in users.items():
         if getattr(args, word) and args.what != user:
             flag = f"--{word.replace('_', '-')}"
             raise ConfigError([f"{flag} is for `calibrate {user}`, not for `calibrate {args.what}`"])
+    if args.from_fingers and (getattr(args, "from") or args.print_board):
+        raise ConfigError(["--from-fingers needs no board: it goes with neither --from nor --print-board"])
 
 
 def result_path(folder: Path, args: argparse.Namespace, what: str = "") -> Path:
@@ -895,6 +897,8 @@ def calibrate_camera(args: argparse.Namespace) -> int:
     from configs.document import ConfigError
 
     source, console = getattr(args, "from"), Console()
+    if args.from_fingers:
+        return camera_from_fingers(args, console)
     if args.print_board:
         return print_board(args, console)
     if not args.hw and (args.config or args.overrides):
@@ -904,6 +908,35 @@ def calibrate_camera(args: argparse.Namespace) -> int:
     found = calibrate(Board(photographs.setup.board), photographs.views, photographs.base)
     path = CAMERAS / f"{Path(photographs.setup.name).stem}-{time.strftime('%Y%m%d-%H%M%S')}.yaml"
     publish(found, photographs, path, time.strftime(MINUTE), console)
+    return 0
+
+
+def camera_from_fingers(args: argparse.Namespace, console: Console) -> int:
+    """Measures the camera's place, without a board, by where the fingers move in its picture."""
+    from calibration import fingers
+    from calibration.finger_fit import beginning, fit
+    from calibration.fingers_report import Report
+    from calibration.progress import bar, say
+    from robot.rig import camera_name
+    from robot.world import WorldConfig
+
+    given = rig_settings(args)
+    config = given.model_copy(update={"camera": given.camera.model_copy(update={"scene": None})})
+    path, poses = result_path(CAMERAS, args, "-fingers"), fingers.plan(given.dclaw.safety)
+    with closing(open_rig(config, images=True)) as rig:
+        say(console, HANDS_OFF.format(args.hw, fingers.DURATION))
+        with rig, bar(console, "moving") as told:
+            series = fingers.take(rig, poses, told)
+        config = rig.config
+    # What is drawn by the simulation is what is looked for; a real finger is nearest to its meshes.
+    world = WorldConfig(geoms="meshes" if config.kind == "real" else config.sim.geoms)
+    try:
+        with bar(console, "fitting") as told:
+            found = fit(series, config.camera, world, *beginning(given, config.camera), told)
+        about = (args.hw, camera_name(config), time.strftime(MINUTE))
+        Report(found, series, config.camera, world, *about).publish(path, console)
+    except RuntimeError as error:  # no OpenGL
+        raise MissingPart(str(error)) from error
     return 0
 
 
