@@ -400,10 +400,12 @@ def command_calibrate(args: argparse.Namespace) -> int:
     from configs.composition import rig_settings
 
     check_calibrate(args)
-    if args.what == "camera":
+    if args.what == "camera" and not args.from_fingers:
         return calibrate_camera(args)
     here, config = site(args), rig_settings(args).hw
     match args.what:
+        case "camera":
+            procedures.find_camera(here, config)
         case "joints":
             return 0 if procedures.calibrate_joints(here, config) else 1
         case "valve":
@@ -419,11 +421,13 @@ def check_calibrate(args: argparse.Namespace) -> None:
     """Refuses flags of another calibration. Raises ConfigError."""
     from configs.document import ConfigError
 
-    users = {"from": "camera", "print_board": "camera", "by_hand": "valve"}
+    users = {"from": "camera", "print_board": "camera", "from_fingers": "camera", "by_hand": "valve"}
     for word, user in users.items():
         if getattr(args, word) and args.what != user:
             flag = f"--{word.replace('_', '-')}"
             raise ConfigError([f"{flag} is for `calibrate {user}`, not for `calibrate {args.what}`"])
+    if args.from_fingers and (getattr(args, "from") or args.print_board):
+        raise ConfigError(["--from-fingers needs no board: it goes with neither --from nor --print-board"])
 
 
 def site(args: argparse.Namespace) -> Site:

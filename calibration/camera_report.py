@@ -151,7 +151,7 @@ def settings(found: CameraCalibration, photographs: Photographs, when: str) -> s
         *(f"# {' '.join(line.split())}" for line in _how(found, photographs, when)),
         "hw:",
         "  camera:",
-        *_lens(found.intrinsics.lens),
+        *lens_lines(found.intrinsics.lens),
         "    # Base frame (m) to px of the captured image, once it is straightened by this lens.",
         "    projection:",
         *rows,
@@ -178,7 +178,8 @@ def _how(found: CameraCalibration, photographs: Photographs, when: str) -> Itera
         yield f"Left out: {name}: {why}."
 
 
-def _lens(lens: Lens) -> Iterator[str]:
+def lens_lines(lens: Lens) -> Iterator[str]:
+    """A lens as settings have it, below `hw.camera`."""
     yield "    lens:"
     yield f"      resolution: [{lens.resolution[0]}, {lens.resolution[1]}]  # px of the captured image"
     yield f"      focal: [{lens.focal[0]:.7g}, {lens.focal[1]:.7g}]  # px"

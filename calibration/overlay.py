@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,14 @@ PAGE = b"""<!doctype html><title>Overlay</title><img src="/cam.mjpg" width="960"
 <a href="/state">joint angles</a></p>"""
 
 
+@dataclass(frozen=True)
+class Fingers:
+    """What each pixel of a drawn robot shows."""
+
+    owner: NDArray[np.uint8]  # (H, W): 1 to 3 for what that finger's joints move, 0 for all else
+    depth: NDArray[np.float32]  # (H, W) m ahead of the lens
+
+
 class Ghost:
     """Draws the model's robot as a camera of any projection sees it; all calls must come from one thread."""
 
@@ -48,10 +57,39 @@ class Ghost:
         self._option.geomgroup[:] = [group in groups for group in range(6)]
         self._option.sitegroup[:] = 0
         self._place, self._size = place, size
+        self._owner = _owners(self._model)
         self._canvas = Canvas(self._model, *size)
 
     def draw(self, joints: Floats, valve: float) -> tuple[Image, NDArray[np.bool_]]:
         """The robot (H, W, 3) uint8 RGB at joints (J,) and valve rad, and the pixels (H, W) that it fills."""
+        self._pose(joints, valve)
+        image = self._canvas.draw(self._scene)
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = 1
+        filled = np.asarray(self._canvas.draw(self._scene).any(axis=2))
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = 0
+        return image, filled
+
+    def fingers(self, joints: Floats, valve: float) -> Fingers:
+        """What of the fingers is to be seen where, and how far it is, at joints (J,) and valve rad."""
+        self._pose(joints, valve)
+        flags = [int(mujoco.mjtRndFlag.mjRND_SEGMENT), int(mujoco.mjtRndFlag.mjRND_IDCOLOR)]
+        self._scene.flags[flags] = 1
+        image, depth = self._canvas.draw_depth(self._scene)
+        self._scene.flags[flags] = 0
+        owners = np.zeros(1 << 16, np.uint8)  # by the number that a part is drawn with
+        for part in self._scene.geoms[: self._scene.ngeom]:
+            if part.objtype == mujoco.mjtObj.mjOBJ_GEOM:
+                owners[part.segid + 1] = self._owner[part.objid]
+        red, green, _ = np.moveaxis(image, 2, 0)
+        ahead = NEAR / (1 - depth * (1 - NEAR / FAR))
+        return Fingers(owners[red + 256 * green.astype(np.intp)], np.asarray(ahead, np.float32))
+
+    def aim(self, place: Place) -> None:
+        """Draws from now on as a camera in another place, or with another lens."""
+        self._place = place
+
+    def _pose(self, joints: Floats, valve: float) -> None:
+        """Puts the model's parts, and the eye, where they are to be drawn."""
         self._data.qpos[self._qpos] = [*joints, valve]
         mujoco.mj_kinematics(self._model, self._data)
         mujoco.mj_camlight(self._model, self._data)
@@ -64,18 +102,13 @@ class Ghost:
             mujoco.mjtCatBit.mjCAT_ALL,
             self._scene,
         )
-        self._aim()
-        image = self._canvas.draw(self._scene)
-        self._scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = 1
-        filled = np.asarray(self._canvas.draw(self._scene).any(axis=2))
-        self._scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = 0
-        return image, filled
+        self._look()
 
     def close(self) -> None:
         """Frees the OpenGL context."""
         self._canvas.close()
 
-    def _aim(self) -> None:
+    def _look(self) -> None:
         """Through the lens's matrix: its centre need not be the image's, nor its pixels square."""
         (fx, _, cx), (_, fy, cy), _ = self._place.matrix
         width, height = self._size
@@ -86,6 +119,16 @@ class Ghost:
             eye.frustum_center, eye.frustum_width = (left + right) / 2, (right - left) / 2
             eye.frustum_top, eye.frustum_bottom = NEAR * (cy + 0.5) / fy, NEAR * (cy + 0.5 - height) / fy
             eye.frustum_near, eye.frustum_far = NEAR, FAR
+
+
+def _owners(model: mujoco.MjModel) -> NDArray[np.uint8]:
+    """(G,): the finger, 1 to 3, whose joints move each part; 0 for all else."""
+    fingers = [int(model.jnt_bodyid[model.joint(name).id]) for name in JOINTS[::3]]
+    owner = np.zeros(model.nbody, np.uint8)
+    for body in range(1, model.nbody):  # parents come before their children
+        own = fingers.index(body) + 1 if body in fingers else 0
+        owner[body] = own or owner[model.body_parentid[body]]
+    return np.asarray(owner[model.geom_bodyid])
 
 
 def ghost_of(rig: Rig) -> Ghost:

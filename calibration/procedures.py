@@ -10,11 +10,12 @@ from typing import TextIO
 
 from rich.console import Console
 
-from calibration import camera_report, joints_session, plant_report, scene, valve
+from calibration import camera_report, finger_fit, fingers, joints_session, plant_report, scene, valve
 from calibration.board import Board, BoardConfig, CalibrationError
 from calibration.camera import calibrate
 from calibration.capture import Session, Setup, Watch, read_folder
 from calibration.excitation import Excitation, ExcitationConfig, plans, require_clear
+from calibration.fingers_report import Report
 from calibration.identify import identify
 from calibration.overlay import Overlay, show
 from calibration.plant_report import require_writable
@@ -23,7 +24,8 @@ from calibration.recording import Recording
 from calibration.terminal import Keys
 from robot.camera import OpenCvCamera, identity
 from robot.clock import SystemClock
-from robot.rig import RigConfig, build
+from robot.rig import RigConfig, build, camera_name
+from robot.world import WorldConfig
 
 PLANTS = Path("plants")  # beside runs/, where the program was started
 CAMERAS = Path("cameras")  # there, too
@@ -201,6 +203,26 @@ def calibrate_camera(site: Site, setup: Setup | None, source: Path | None) -> No
     found = calibrate(Board(photographs.setup.board), photographs.views, photographs.base)
     path = CAMERAS / f"{Path(photographs.setup.name).stem}-{site.stamp}.yaml"
     camera_report.publish(found, photographs, path, site.minute, site.console)
+
+
+def find_camera(site: Site, config: RigConfig) -> None:
+    """The camera's place, without a board, by where the fingers move in its picture.
+
+    Raises CalibrationError, MissingPart, Fault, OSError.
+    """
+    unwatched = config.model_copy(update={"camera": config.camera.model_copy(update={"scene": None})})
+    path, poses = site.path(CAMERAS, "-fingers"), fingers.plan(config.dclaw.safety)
+    with closing(build(unwatched)) as rig:
+        site.say(HANDS_OFF.format(site.name, fingers.DURATION))
+        with rig, bar(site.console, "moving") as told:
+            series = fingers.take(rig, poses, told)
+        used = rig.config
+    # What is drawn by the simulation is what is looked for; a real finger is nearest to its meshes.
+    world = WorldConfig(geoms="meshes" if used.kind == "real" else used.sim.geoms)
+    with bar(site.console, "fitting") as told:
+        found = finger_fit.fit(series, used.camera, world, *finger_fit.beginning(config, used.camera), told)
+    report = Report(found, series, used.camera, world, site.name, camera_name(used), site.minute)
+    report.publish(path, site.console)
 
 
 def _photograph(site: Site, setup: Setup) -> Path:

@@ -25,6 +25,7 @@ usage: run_robot.py [COMMAND] [options]                             (no COMMAND 
   calibrate camera: lens and place    --hw H                       (a board in your hand)
             or by earlier photographs --from DIR
             or print that board       --hw H --print-board F
+            or its place, boardless   --hw H --from-fingers        (moves for a minute)
             joints: zeros and stops   --hw H                       (the fingers in your hands)
             valve: zero and sign      --hw H [--by-hand]           (turns the valve, or you do)
             scene: where is it?       --hw H                       (moves; later starts compare)
@@ -108,6 +109,7 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {  # flag -> the commands that ta
     "--fix": ("check", {"action": "store_true"}),
     "--from": ("identify calibrate", {"type": name}),
     "--print-board": ("calibrate", {"type": name}),
+    "--from-fingers": ("calibrate", {"action": "store_true"}),
     "--by-hand": ("calibrate", {"action": "store_true"}),
     "--set-id": ("motors", {"action": "store_true"}),
     "--link": ("emulate", {"type": name}),

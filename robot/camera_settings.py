@@ -40,8 +40,12 @@ class CalibrationRecord(Config):
     date: str
     camera: str  # make and serial number, or the address: as `identity` says
     views: PositiveInt
-    error: NonNegativeFloat  # px rms between corners seen and expected
-    sha256: str  # of the corners seen, the board and its place: the same for the same measurement
+    error: NonNegativeFloat  # px rms between corners, or outlines of fingers, seen and expected
+    sha256: str  # of what was seen, and of where it was: the same for the same measurement
+    target: Literal["board", "fingers"] = "board"  # by which it was measured
+    # Standard errors of the place in the worst direction, m and rad; null where they are not told.
+    shift_error: NonNegativeFloat | None = None
+    turn_error: NonNegativeFloat | None = None
 
 
 class SceneRecord(Config):

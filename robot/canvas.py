@@ -6,6 +6,7 @@ import os
 
 import mujoco
 import numpy as np
+from numpy.typing import NDArray
 
 from robot import opengl
 from robot.types import Image
@@ -36,6 +37,12 @@ class Canvas:
         mujoco.mjr_render(self._rectangle, scene, self._context)
         mujoco.mjr_readPixels(self._pixels, None, self._rectangle, self._context)
         return np.ascontiguousarray(self._pixels[::-1])  # OpenGL counts rows from the bottom
+
+    def draw_depth(self, scene: mujoco.MjvScene) -> tuple[Image, NDArray[np.float32]]:
+        """The picture of a scene, and the depth (H, W) of each pixel as OpenGL has it: 0 near, 1 far."""
+        image, depth = self.draw(scene), np.empty(self._pixels.shape[:2], np.float32)
+        mujoco.mjr_readPixels(None, depth, self._rectangle, self._context)
+        return image, np.ascontiguousarray(depth[::-1])
 
     def upload_textures(self, model: mujoco.MjModel) -> None:
         """Takes over the model's textures, which otherwise stay those of when this was made."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Self
 
+import cv2
 import numpy as np
 
 from robot.types import Floats
@@ -44,6 +46,38 @@ class Place:
         """(N, 2) px of points (N, 3) m in the camera's frame."""
         seen = points @ self.matrix.T
         return np.asarray(seen[:, :2] / seen[:, 2:])
+
+    def points(self, pixels: Floats, depth: Floats) -> Floats:
+        """(N, 3) m in the camera's frame of pixels (N, 2) that show something `depth` (N,) m ahead."""
+        rays = np.column_stack([pixels, np.ones(len(pixels))]) @ np.linalg.inv(self.matrix).T
+        return np.asarray(rays * depth[:, None], np.float64)
+
+    def moved(self, step: Floats) -> Self:
+        """The place from which everything seen is turned by step[:3] rad, then shifted by step[3:6] m.
+
+        Both in the camera's frame. A seventh number is added to the focal length's logarithm.
+        """
+        turn, matrix = cv2.Rodrigues(step[:3])[0], self.matrix.copy()
+        if len(step) > 6:
+            matrix[[0, 1], [0, 1]] *= math.exp(float(step[6]))
+        return type(self)(matrix, turn @ self.rotation, turn @ self.translation + step[3:6])
+
+    def slopes(self, points: Floats, count: int) -> Floats:
+        """(N, 2, count) px: how pixels of points (N, 3) m in the camera's frame hang on a `moved` step."""
+        x, y, z = points.T
+        nil, (fx, fy) = np.zeros(len(points)), np.diag(self.matrix)[:2]
+        across = np.stack([fx / z, nil, -fx * x / z**2], axis=1)
+        down = np.stack([nil, fy / z, -fy * y / z**2], axis=1)
+        shift = np.stack([across, down], axis=1)
+        turn = np.cross(points[:, None], shift)  # a turn w moves a point by w x point
+        zoom = np.stack([fx * x / z, fy * y / z], axis=1)[:, :, None]
+        return np.asarray(np.concatenate([turn, shift, zoom], axis=2)[:, :, :count])
+
+    def scaled(self, scale: float) -> Self:
+        """The same for a picture `scale` times as large; pixel centres are whole numbers."""
+        shift = (scale - 1) / 2  # the picture's edge, which size scales about, lies at -1/2
+        resize = np.array([[scale, 0, shift], [0, scale, shift], [0, 0, 1.0]])
+        return type(self)(resize @ self.matrix, self.rotation, self.translation)
 
     def on_the_table(self, pixels: Floats, farthest: float = 2.0) -> Floats:
         """(N, 3) m in the camera's frame: where the lines of sight of pixels (N, 2) meet the table z = 0.

@@ -73,6 +73,19 @@ def test_a_lens_may_be_off_centre_and_its_pixels_not_square() -> None:
     assert filled[round(valve[1]), round(valve[0])]
 
 
+def test_each_pixel_tells_which_finger_it_shows_and_how_far_it_is() -> None:
+    place = Place.of(CameraPose().projection(*SIZE))
+    tips = FingerPositions()(POSE)[:, 1] @ place.rotation.T + place.translation
+    with closing(ghost(place)) as drawn:
+        seen = drawn.fingers(POSE, 0.4)
+    for finger, (u, v) in enumerate(place.pixels(tips)):
+        if 0 <= u < SIZE[0] - 0.5 and 0 <= v < SIZE[1] - 0.5:
+            assert seen.owner[round(v), round(u)] == finger + 1
+            # Tips are on the fingers' axes, which are 9 to 15 mm thick: what is seen lies before them.
+            assert 0.002 < tips[finger, 2] - seen.depth[round(v), round(u)] < 0.025
+    assert not seen.owner[seen.depth > 1].any()
+
+
 def test_a_joint_that_stands_elsewhere_is_seen() -> None:
     off = POSE.copy()
     off[1] += 0.1
