@@ -19,7 +19,7 @@ from calibration.finger_fit import FingerFit
 from calibration.fingers import Series
 from calibration.overlay import Ghost, laid_over
 from calibration.publishing import publish_settings
-from calibration.recording import quoted
+from calibration.recording import quoted, write_picture
 from robot.camera import CalibrationRecord, CameraConfig
 from robot.world import WorldConfig
 
