@@ -1,8 +1,9 @@
 """A camera's place by the outlines of moving fingers, and whether it can be believed.
 
-A small residual alone is no proof: a lens of another focal length, or a joint whose zero is off, moves the
-camera by more than it shows in the outlines. So pictures taken apart, and fingers taken apart, must tell the
-same place, and the lens must be the one that the outlines themselves ask for.
+The joints' zeros are fitted along: by hands they are good to a degree, which would move the camera by 10 mm.
+A small residual alone is no proof: a lens of another focal length moves the camera by more than it shows in
+the outlines. So pictures taken apart, and fingers taken apart, must tell the same place, and the lens must be
+the one that the outlines themselves ask for.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from calibration.board import CalibrationError
 from calibration.fingers import FINGERS, Series
-from calibration.outline import PLACE, PLACE_AND_FOCAL, Edges, Outlines
+from calibration.outline import FOCAL, UNKNOWNS, ZEROS, Edges, Outlines
 from calibration.progress import Told
 from robot.camera import CameraConfig
 from robot.place import Place
@@ -35,19 +36,26 @@ SETTLED = 3e-5  # rad, m, share: a step that ends a stage, 0.02 px
 OUTLYING = 4.7  # standard deviations from which an edge counts nothing (Tukey's 95 % efficiency)
 SMALLEST = 0.1  # px, the least deviation that is reckoned with
 WEIGHINGS = 8  # after which weights change no more
-RIDGE = 1e-3  # px squared: against what nothing is known of; what is known has 1e6
+JOINTS = 9
+# px squared for each unknown: against what nothing is known of; what is known has 1e6. Joints' zeros are
+# taken to be good to a degree, where edges are good to half a px and hang together by tens.
+RIDGE, ZERO = 1e-3, 20 * (0.5 / math.radians(1)) ** 2
+PRIOR = np.concatenate([np.full(FOCAL + 1, RIDGE), np.full(JOINTS, ZERO)])
 
 LEAST = 1 / 1500  # share of the picture that a finger's motion must change: 200 px of 640x480
+# Share of the picture by which the last may differ from the first: where nothing had moved it was 0.2 % at
+# most (backlash, noise); a camera that is turned by 0.3 degrees about the valve makes 0.5 %, by 1 degree 2 %.
+STILL = 0.006
 EACH = 60  # edges of each finger; at 640x480 there are 400 and more
 FOUND = (
     0.7  # share of the outline's pieces that must be found; at right places 0.94 to 0.99, at wrong ones 0.2
 )
-# px rms at 640 px of width, and in any picture; right models leave 0.16 to 0.33, a joint 3 degrees off 1.3.
+# px rms at 640 px of width, and in any picture; right models leave 0.16 to 0.33, other shapes 1.5.
 WORST, FINEST = 0.6, 0.4
 UNCERTAIN = 0.001, math.radians(0.15)  # m, rad: the largest standard errors
-# m, rad: between places by halves of the pictures, or with and without a finger. Where joints were off, the
-# latter was as large as the place's true error (0.8 to 13 mm, correlation 0.98).
-APART = 0.002, math.radians(0.3)
+# m, rad: between places by halves of the pictures, or with and without a finger; the place itself was never
+# as wrong as these were apart.
+APART = 0.003, math.radians(0.5)
 # Share by which the outlines' own focal length may differ: the camera is then 2 mm off. A standard error does
 # not excuse more, as a wrong lens makes it larger, too.
 LENS = 0.005
@@ -76,6 +84,8 @@ class FingerFit:
     gaps: tuple[Gap, ...]
     zoom: float  # share by which the outlines ask for another focal length than the place has
     zoom_error: float
+    zeros: Floats  # (J,) rad: by how much joints stand further than their servos say
+    zeros_error: float
 
     @property
     def widest(self) -> Gap:
@@ -97,10 +107,13 @@ def fit(
     """
     with closing(Outlines(series, camera, world)) as outlines:
         _require_seen(outlines.seen)
+        _require_still(outlines.stirred)
         told("finding the fingers", 0.0)
         place = _roughly(outlines, start)
         told("aligning outlines", 0.3)
-        found = _finely(outlines, place, camera.width, unknown)
+        free = np.ones(UNKNOWNS, bool)
+        free[FOCAL] = unknown != "place"
+        found = _finely(outlines, place, camera.width, free)
     return _believed(found, camera, len({id(view) for one in series for view in one.views}), unknown)
 
 
@@ -131,12 +144,12 @@ def _roughly(outlines: Outlines, place: Place) -> Place:
         shifts = outlines.shifts(place, reach)
         if len(shifts.off) < FINGERS:
             raise _lost(0.0)
-        slopes, step = shifts.slopes.reshape(-1, PLACE), np.zeros(PLACE)
+        slopes, step = shifts.slopes.reshape(-1, 6), np.zeros(6)
         for _ in range(WEIGHINGS):
             away = np.linalg.norm(shifts.off - shifts.slopes @ step, axis=1)
             near = np.maximum(1.0, 1.5 * float(np.median(away))) / np.maximum(away, 1e-9)
             weights = np.repeat(np.maximum(shifts.covered, 0.05) * np.minimum(near, 1), 2)
-            step = _solve(slopes, shifts.off.ravel(), weights, ridge=1.0)
+            step = _solve(slopes, shifts.off.ravel(), weights, np.ones(6), np.zeros(6))
         place = place.moved(step)
     return place
 
@@ -146,56 +159,68 @@ class _Fit:
     """Edges as seen from the place that explains them best."""
 
     place: Place
+    zeros: Floats  # (J,) rad
     edges: Edges
     weights: Floats  # (N,)
+    free: Mask  # (UNKNOWNS,): what is unknown
     scale: float  # of the pictures that were looked at
 
-    def part(self, which: Mask | slice, count: int) -> Floats:
-        """(count,): the step from this place to the one that some of the edges ask for."""
+    def part(self, which: Mask | slice) -> Floats:
+        """(UNKNOWNS,): the step from here to what some of the edges ask for."""
         edges, weights = self.edges, self.weights
-        return _solve(edges.slopes[which, :count], edges.off[which], weights[which])
+        return _step(edges.slopes[which], edges.off[which], weights[which], self.zeros, self.free)
 
-    def covariance(self, count: int) -> Floats:
-        """(count, count), each picture counted once: what a model gets wrong hangs together within one."""
-        slopes, pulled = self.edges.slopes[:, :count], self.weights * self.edges.off
-        inverse = np.linalg.inv(slopes.T @ (self.weights[:, None] * slopes) + RIDGE * np.eye(count))
+    def covariance(self, free: Mask) -> Floats:
+        """(UNKNOWNS, UNKNOWNS), each picture once: what a model gets wrong hangs together within one."""
+        slopes, pulled = self.edges.slopes[:, free], self.weights * self.edges.off
+        inverse = np.linalg.inv(slopes.T @ (self.weights[:, None] * slopes) + np.diag(PRIOR[free]))
         picture = self.edges.finger * (self.edges.view.max() + 1) + self.edges.view
         numbers = np.unique(picture)
         pulls = np.stack([slopes[picture == one].T @ pulled[picture == one] for one in numbers])
-        few = len(numbers) / max(len(numbers) - count, 1)
-        return np.asarray(few * inverse @ (pulls.T @ pulls) @ inverse)
+        few = len(numbers) / max(len(numbers) - slopes.shape[1], 1)
+        whole = np.zeros((UNKNOWNS, UNKNOWNS))
+        whole[np.ix_(free, free)] = few * inverse @ (pulls.T @ pulls) @ inverse
+        return whole
 
 
-def _finely(outlines: Outlines, place: Place, width: int, unknown: Unknown) -> _Fit:
-    count = PLACE if unknown == "place" else PLACE_AND_FOCAL
-    width = round(width * outlines.scale)
+def _finely(outlines: Outlines, place: Place, width: int, free: Mask) -> _Fit:
+    width, zeros = round(width * outlines.scale), np.zeros(JOINTS)
     for share, least, most in FINELY:
         for _ in range(most):
-            edges = outlines.edges(place, max(least, share * width))
+            edges = outlines.edges(place, zeros, max(least, share * width))
             _require_edges(edges)
-            step = _weigh(edges, count)[0]
-            place = place.moved(step)
+            step, _ = _weigh(edges, zeros, free)
+            place, zeros = place.moved(step[: FOCAL + 1]), zeros + step[ZEROS]
             if np.abs(step).max() < SETTLED:
                 break
-    edges = outlines.edges(place, max(least, share * width))
+    edges = outlines.edges(place, zeros, max(least, share * width))
     _require_edges(edges)
-    return _Fit(place, edges, _weigh(edges, count)[1], outlines.scale)
+    return _Fit(place, zeros, edges, _weigh(edges, zeros, free)[1], free, outlines.scale)
 
 
-def _weigh(edges: Edges, count: int) -> tuple[Floats, Floats]:
-    """(count,) the step that edges ask for, and (N,) how much each counts: shadows and hands nothing."""
-    slopes, step, weights = edges.slopes[:, :count], np.zeros(count), np.ones(len(edges.off))
+def _weigh(edges: Edges, zeros: Floats, free: Mask) -> tuple[Floats, Floats]:
+    """(UNKNOWNS,) the step that edges ask for, (N,) how much each counts: shadows and hands nothing."""
+    step, weights = np.zeros(UNKNOWNS), np.ones(len(edges.off))
     for _ in range(WEIGHINGS):
-        rest = edges.off - slopes @ step
+        rest = edges.off - edges.slopes @ step
         spread = max(1.4826 * float(np.median(np.abs(rest))), SMALLEST)
         weights = np.square(np.maximum(1 - np.square(rest / (OUTLYING * spread)), 0))
-        step = _solve(slopes, edges.off, weights)
+        step = _step(edges.slopes, edges.off, weights, zeros, free)
     return step, weights
 
 
-def _solve(slopes: Floats, off: Floats, weights: Floats, ridge: float = RIDGE) -> Floats:
-    curve = slopes.T @ (weights[:, None] * slopes) + ridge * np.eye(slopes.shape[1])
-    return np.asarray(np.linalg.solve(curve, slopes.T @ (weights * off)))
+def _step(slopes: Floats, off: Floats, weights: Floats, zeros: Floats, free: Mask) -> Floats:
+    here = np.zeros(UNKNOWNS)
+    here[ZEROS] = zeros
+    step = np.zeros(UNKNOWNS)
+    step[free] = _solve(slopes[:, free], off, weights, PRIOR[free], here[free])
+    return step
+
+
+def _solve(slopes: Floats, off: Floats, weights: Floats, prior: Floats, here: Floats) -> Floats:
+    """The step by which edges are met best, and unknowns, which are at `here`, stay near 0."""
+    curve = slopes.T @ (weights[:, None] * slopes) + np.diag(prior)
+    return np.asarray(np.linalg.solve(curve, slopes.T @ (weights * off) - prior * here))
 
 
 # --- Whether it can be believed
@@ -203,8 +228,9 @@ def _solve(slopes: Floats, off: Floats, weights: Floats, ridge: float = RIDGE) -
 
 def _believed(found: _Fit, camera: CameraConfig, pictures: int, unknown: Unknown) -> FingerFit:
     """The result, or CalibrationError with what speaks against it."""
-    edges, used, focal = found.edges, found.weights > 0, found.covariance(PLACE_AND_FOCAL)
-    covariance = focal if unknown != "place" else found.covariance(PLACE)
+    every = np.ones(UNKNOWNS, bool)
+    edges, used, focal = found.edges, found.weights > 0, found.covariance(every)
+    covariance = found.covariance(found.free)
     result = FingerFit(
         place=found.place,
         unknown=unknown,
@@ -213,9 +239,11 @@ def _believed(found: _Fit, camera: CameraConfig, pictures: int, unknown: Unknown
         found=float(used.sum()) / edges.looked_for,
         shift_error=_largest(covariance[3:6, 3:6]),
         turn_error=_largest(covariance[:3, :3]),
-        gaps=tuple(_gaps(found, PLACE if unknown == "place" else PLACE_AND_FOCAL)),
-        zoom=float(_weigh(edges, PLACE_AND_FOCAL)[0][PLACE]),
-        zoom_error=math.sqrt(max(0.0, float(focal[PLACE, PLACE]))),
+        gaps=tuple(_gaps(found)),
+        zoom=float(_weigh(edges, found.zeros, every)[0][FOCAL]),
+        zoom_error=math.sqrt(max(0.0, float(focal[FOCAL, FOCAL]))),
+        zeros=found.zeros,
+        zeros_error=float(np.sqrt(covariance.diagonal()[ZEROS].max())),
     )
     _require_found(result)
     _require_close(result, camera)
@@ -225,14 +253,14 @@ def _believed(found: _Fit, camera: CameraConfig, pictures: int, unknown: Unknown
     return result
 
 
-def _gaps(found: _Fit, count: int) -> Iterator[Gap]:
+def _gaps(found: _Fit) -> Iterator[Gap]:
     """Between halves of the pictures, and between all and all but one finger."""
     odd = found.edges.view % 2 == 1
-    yield _gap("odd and even pictures", found.part(odd, count) - found.part(~odd, count))
-    whole = found.part(slice(None), count)
+    yield _gap("odd and even pictures", found.part(odd) - found.part(~odd))
+    whole = found.part(slice(None))
     for finger in range(FINGERS):
         others = found.edges.finger != finger
-        yield _gap(f"with and without finger {finger + 1}", found.part(others, count) - whole)
+        yield _gap(f"with and without finger {finger + 1}", found.part(others) - whole)
 
 
 def _gap(of: str, step: Floats) -> Gap:
@@ -250,6 +278,15 @@ def _require_seen(shares: Sequence[float]) -> None:
             f"the picture does not change when finger {' or '.join(unseen)} moves, expected is a change of "
             f"{100 * LEAST:.2g} % of it: is every finger in view, is there light, does the table differ from "
             "the fingers in colour?"
+        )
+
+
+def _require_still(share: float) -> None:
+    if share > STILL:
+        raise CalibrationError(
+            f"{100 * share:.1f} % of the picture changed from the first to the last, in which the fingers "
+            f"stand the same, allowed are {100 * STILL:g} %: was the camera bumped, did light or valve "
+            "change? Leave all as it is, and try again"
         )
 
 
@@ -301,7 +338,7 @@ def _require_agreed(result: FingerFit) -> None:
     if gap.shift > APART[0] or gap.turn > APART[1]:
         raise CalibrationError(
             f"{gap.of} tell places that are {_said(gap.shift, gap.turn)} apart, allowed are {_said(*APART)}: "
-            "is the zero of a joint off (`calibrate joints`), or was the camera moved meanwhile?"
+            "was the camera moved meanwhile, is the zero of a joint far off (`calibrate joints`)?"
         )
 
 

@@ -91,7 +91,8 @@ class Report:
         """The model over the last picture, as a PNG. Raises OSError, MissingPart."""
         view, size = self.series[-1].views[-1], (self.camera.width, self.camera.height)
         with closing(Ghost(self.found.place, size, self.world)) as ghost:
-            image = laid_over(view.image, self.camera, *ghost.draw(view.joints, view.valve))
+            drawn = ghost.draw(view.joints + self.found.zeros, view.valve)
+            image = laid_over(view.image, self.camera, *drawn)
         write_picture(path, image)
 
     def _rows(self) -> Iterator[tuple[str, str, str]]:
@@ -103,6 +104,8 @@ class Report:
         yield "focal length", f"{place.matrix[0, 0]:.1f}", self._known()
         yield "standard error", _both(found.shift_error, found.turn_error), "in the worst direction"
         yield "agreement", _both(gap.shift, gap.turn), f"of {gap.of}, the worst"
+        zeros = ", ".join(f"{math.degrees(zero):+.1f}" for zero in found.zeros)
+        yield "joints further by", zeros, f"deg than servos say, +- {math.degrees(found.zeros_error):.1f}"
         yield "distance of outlines", f"{found.error:.2f}", "px rms"
         yield "outlines found", f"{100 * found.found:.0f}", f"% in {found.pictures} pictures"
 

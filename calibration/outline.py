@@ -31,12 +31,14 @@ from robot.world import WorldConfig
 Picture = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
-PLACE = 6  # unknowns of a place: a turn and a shift
-PLACE_AND_FOCAL = 7  # and the focal length's logarithm
+# Unknowns: a place's turn and shift, the focal length's logarithm, the joints' zeros.
+PLACE, FOCAL, ZEROS = slice(0, 6), 6, slice(7, 16)
+UNKNOWNS = 16
 LARGEST = 640  # px of width at which outlines are looked at; more costs time and tells no more
 ROUGH = 160  # px of width at which shapes are
 SOFT = 1.2  # px of blur: steps of single pixels, where nothing else smooths them, become slopes
 FAINT = 10.0  # levels of 255 by which finger and background must differ; noise leaves 1 after blur and mean
+STIRRED = 3 * FAINT  # levels; backlash moves edges by half a px, which is less
 SIDE = 3.0  # px from an edge, beyond its blur, where its two sides are looked at
 STEP = 0.5  # px between two looks along a normal
 LEVEL = 0.4  # of the change inside an edge, what may be left of it outside
@@ -60,7 +62,7 @@ class Edges:
     """How far pieces of outline are off, outwards."""
 
     off: Floats  # (N,) px
-    slopes: Floats  # (N, 7) px, of place and focal length
+    slopes: Floats  # (N, UNKNOWNS) px
     finger: NDArray[np.intp]  # (N,)
     view: NDArray[np.intp]  # (N,): the number of the picture in its series
     looked_for: int  # pieces, found or not
@@ -93,6 +95,12 @@ class Outlines:
         """How much of the picture each finger's motions change, the mean over them."""
         return [float(np.mean([(change > 0).mean() for change in row])) for row in self._changes]
 
+    @property
+    def stirred(self) -> float:
+        """How much of the picture differs between the first and the last, in which all stands the same."""
+        apart = np.abs(self._pictures[-1][-1] - self._pictures[0][0]).max(axis=2)
+        return float((apart > STIRRED).mean())
+
     def _soft(self, view: View, camera: CameraConfig) -> Picture:
         image = cv2.resize(
             straightened(view.image, camera.lens), self._size, interpolation=cv2.INTER_AREA
@@ -119,7 +127,7 @@ class Outlines:
         off, slopes, covered = zip(*known, strict=True) if known else ((), (), ())
         return Shifts(
             np.array(off, np.float64).reshape(-1, 2),
-            np.array(slopes, np.float64).reshape(-1, 2, PLACE),
+            np.array(slopes, np.float64).reshape(-1, 2, 6),
             np.array(covered, np.float64),
         )
 
@@ -136,7 +144,7 @@ class Outlines:
             for one, other in ((before, after), (after, before)):
                 v, u = np.nonzero((one.owner == owner) & (other.owner != owner))
                 points = eye.points(np.column_stack([u, v]), one.depth[v, u].astype(np.float64))
-                slopes.append(eye.slopes(points, PLACE))
+                slopes.append(eye.slopes(points, 6))
         if not area:
             return None
         y, x = np.unravel_index(int(cover.argmax()), cover.shape)
@@ -144,12 +152,15 @@ class Outlines:
 
     # --- Finely
 
-    def edges(self, place: Place, reach: float) -> Edges:
-        """How far outlines are off, at most `reach` px, where a camera at `place` sees the model's."""
+    def edges(self, place: Place, zeros: Floats, reach: float) -> Edges:
+        """How far outlines are off, at most `reach` px, where a camera at `place` sees the model's.
+
+        zeros: (J,) rad, by which joints stand further than they say.
+        """
         eye, found, asked = place.scaled(self.scale), list[tuple[Floats, ...]](), 0
         self._fine.aim(eye)
         for one, pictures in zip(self._series, self._pictures, strict=True):
-            drawn = [self._fine.fingers(view.joints, view.valve) for view in one.views]
+            drawn = [self._fine.fingers(view.joints + zeros, view.valve) for view in one.views]
             masks = [picture.owner == one.finger + 1 for picture in drawn]
             changes = _changed_by(pictures, masks, reach)
             for number, (fingers, mask, (change, known)) in enumerate(
@@ -160,10 +171,8 @@ class Outlines:
                 off = _steepest(_along(change, pieces, reach), reach)
                 asked += len(off)
                 pieces, off = pieces.only(np.isfinite(off)), off[np.isfinite(off)]
-                slopes = eye.slopes(eye.points(pieces.at, pieces.depth), PLACE_AND_FOCAL)
-                normal = np.einsum("ni,nip->np", pieces.normal, slopes)
                 of = np.full((2, len(off)), [[one.finger], [number]])
-                found.append((off, normal, *of))
+                found.append((off, _slopes(eye, fingers, pieces), *of))
         off, slopes, finger, view = (np.concatenate(parts) for parts in zip(*found, strict=True))
         return Edges(off, slopes, finger, view, asked)
 
@@ -194,6 +203,17 @@ def _changed_by(
     return found
 
 
+def _slopes(eye: Place, fingers: Fingers, pieces: _Pieces) -> Floats:
+    """(N, UNKNOWNS) px: how far outwards pieces move with the place, the focal length and the joints."""
+    points = eye.points(pieces.at, pieces.depth)
+    seen = np.einsum("ni,nip->np", pieces.normal, eye.slopes(points, 7))
+    axes, anchors = fingers.axes @ eye.rotation.T, fingers.anchors @ eye.rotation.T + eye.translation
+    turned = np.cross(axes, points[:, None] - anchors)  # (N, J, 3) m for each rad
+    joint, last = np.arange(len(axes)), pieces.joint[:, None] - 1
+    moves = (joint // 3 == last // 3) & (joint <= last)
+    return np.column_stack([seen, moves * np.einsum("ni,nji->nj", seen[:, 3:6], turned)])
+
+
 @dataclass(frozen=True)
 class _Pieces:
     """Pieces of the model's outline, between pixels."""
@@ -201,9 +221,10 @@ class _Pieces:
     at: Floats  # (N, 2) px
     normal: Floats  # (N, 2), outwards
     depth: Floats  # (N,) m
+    joint: NDArray[np.intp]  # (N,): 1 to 9, the last that moves it
 
     def only(self, which: Mask) -> _Pieces:
-        return _Pieces(self.at[which], self.normal[which], self.depth[which])
+        return _Pieces(self.at[which], self.normal[which], self.depth[which], self.joint[which])
 
 
 def _pieces(fingers: Fingers, mask: Mask) -> _Pieces:
@@ -218,12 +239,13 @@ def _pieces(fingers: Fingers, mask: Mask) -> _Pieces:
     steep = np.linalg.norm(down, axis=1)
     normal = np.asarray(down / np.maximum(steep, 1e-9)[:, None], np.float64)
     corner = np.column_stack([u, v]).astype(np.float64)
-    pieces = _Pieces(corner, normal, fingers.depth[v, u].astype(np.float64))
+    joint = fingers.joint[v, u].astype(np.intp)
+    pieces = _Pieces(corner, normal, fingers.depth[v, u].astype(np.float64), joint)
     edge = _half(_along(soft, pieces, 0))
     x, y = np.rint(corner + 2 * SOFT * normal).astype(int).T  # never beyond the border, which is wider
     known = (steep > SLOPE) & np.isfinite(edge) & (fingers.depth[y, x] > pieces.depth)
     at = pieces.at + edge[:, None] * pieces.normal
-    return _Pieces(at, pieces.normal, pieces.depth).only(known)
+    return _Pieces(at, pieces.normal, pieces.depth, joint).only(known)
 
 
 def _ways(reach: float) -> Floats:

@@ -38,8 +38,15 @@ PAGE = b"""<!doctype html><title>Overlay</title><img src="/cam.mjpg" width="960"
 class Fingers:
     """What each pixel of a drawn robot shows."""
 
-    owner: NDArray[np.uint8]  # (H, W): 1 to 3 for what that finger's joints move, 0 for all else
+    joint: NDArray[np.uint8]  # (H, W): 1 to 9, the last joint by which it is moved; 0 for all else
     depth: NDArray[np.float32]  # (H, W) m ahead of the lens
+    axes: Floats  # (J, 3): what each joint turns about, base frame
+    anchors: Floats  # (J, 3) m: a point on it
+
+    @property
+    def owner(self) -> NDArray[np.uint8]:
+        """(H, W): 1 to 3 for what that finger's joints move, 0 for all else."""
+        return (self.joint + 2) // 3
 
 
 class Ghost:
@@ -57,7 +64,8 @@ class Ghost:
         self._option.geomgroup[:] = [group in groups for group in range(6)]
         self._option.sitegroup[:] = 0
         self._place, self._size = place, size
-        self._owner = _owners(self._model)
+        self._moved_by = _moved_by(self._model)
+        self._joints = np.array([self._model.joint(name).id for name in JOINTS])
         self._canvas = Canvas(self._model, *size)
 
     def draw(self, joints: Floats, valve: float) -> tuple[Image, NDArray[np.bool_]]:
@@ -76,13 +84,18 @@ class Ghost:
         self._scene.flags[flags] = 1
         image, depth = self._canvas.draw_depth(self._scene)
         self._scene.flags[flags] = 0
-        owners = np.zeros(1 << 16, np.uint8)  # by the number that a part is drawn with
+        joint = np.zeros(1 << 16, np.uint8)  # by the number that a part is drawn with
         for part in self._scene.geoms[: self._scene.ngeom]:
             if part.objtype == mujoco.mjtObj.mjOBJ_GEOM:
-                owners[part.segid + 1] = self._owner[part.objid]
+                joint[part.segid + 1] = self._moved_by[part.objid]
         red, green, _ = np.moveaxis(image, 2, 0)
         ahead = NEAR / (1 - depth * (1 - NEAR / FAR))
-        return Fingers(owners[red + 256 * green.astype(np.intp)], np.asarray(ahead, np.float32))
+        return Fingers(
+            joint[red + 256 * green.astype(np.intp)],
+            np.asarray(ahead, np.float32),
+            self._data.xaxis[self._joints].copy(),
+            self._data.xanchor[self._joints].copy(),
+        )
 
     def aim(self, place: Place) -> None:
         """Draws from now on as a camera in another place, or with another lens."""
@@ -121,14 +134,13 @@ class Ghost:
             eye.frustum_near, eye.frustum_far = NEAR, FAR
 
 
-def _owners(model: mujoco.MjModel) -> NDArray[np.uint8]:
-    """(G,): the finger, 1 to 3, whose joints move each part; 0 for all else."""
-    fingers = [int(model.jnt_bodyid[model.joint(name).id]) for name in JOINTS[::3]]
-    owner = np.zeros(model.nbody, np.uint8)
+def _moved_by(model: mujoco.MjModel) -> NDArray[np.uint8]:
+    """(G,): the last joint, 1 to 9, by which each part is moved; 0 for all else."""
+    bodies = [int(model.jnt_bodyid[model.joint(name).id]) for name in JOINTS]
+    last = np.zeros(model.nbody, np.uint8)
     for body in range(1, model.nbody):  # parents come before their children
-        own = fingers.index(body) + 1 if body in fingers else 0
-        owner[body] = own or owner[model.body_parentid[body]]
-    return np.asarray(owner[model.geom_bodyid])
+        last[body] = bodies.index(body) + 1 if body in bodies else last[model.body_parentid[body]]
+    return np.asarray(last[model.geom_bodyid])
 
 
 def ghost_of(rig: Rig) -> Ghost:

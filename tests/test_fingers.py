@@ -133,7 +133,7 @@ def test_a_step_moves_pixels_as_its_slopes_say() -> None:
 def test_the_place_is_found_from_20_mm_and_5_degrees_off(found: FingerFit, truth: Place) -> None:
     away, turned = off(found.place, truth)
     assert away < 1
-    assert turned < 0.1
+    assert turned < 0.2
     assert found.error < 0.3
     assert found.found > 0.9
     assert found.shift_error < 1e-3
@@ -149,6 +149,7 @@ def test_a_dark_room_is_refused(series: list[Series], truth: Place) -> None:
         fit(dark, camera(), WorldConfig(), truth)
 
 
+@pytest.mark.slow
 def test_a_search_that_begins_on_the_other_side_is_refused(series: list[Series], truth: Place) -> None:
     behind = Place.of(CameraPose(azimuth=240.0).projection(*SMALL))
     with pytest.raises(CalibrationError, match=r"set hw\.camera\.projection to about where it stands"):
@@ -215,26 +216,25 @@ def test_a_lens_of_another_focal_length_is_refused_and_fitted_if_asked(sharp: li
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("joint", range(9))
-def test_a_joint_whose_zero_is_off_is_refused_or_does_no_harm(sharp: list[Series], joint: int) -> None:
-    error = math.radians(3) * np.eye(9)[joint]
+@pytest.mark.parametrize("seed", range(3))
+def test_joints_whose_zeros_are_a_degree_off_do_no_harm(sharp: list[Series], seed: int) -> None:
+    wrong = np.random.default_rng(seed).normal(0, math.radians(1), 9)
     bent = [
-        replace(one, views=tuple(replace(view, joints=view.joints + error) for view in one.views))
+        replace(one, views=tuple(replace(view, joints=view.joints - wrong) for view in one.views))
         for one in sharp
     ]
-    try:
-        place = fit(bent, camera(FULL), WorldConfig(), start_of(FULL)).place
-    except CalibrationError:
-        return
-    assert off(place, Place.of(POSE.projection(*FULL)))[0] < 2
+    found = fit(bent, camera(FULL), WorldConfig(), start_of(FULL))
+    away, turned = off(found.place, Place.of(POSE.projection(*FULL)))
+    assert away < 2
+    assert turned < 0.3
+    np.testing.assert_allclose(found.zeros, wrong, atol=math.radians(1))
 
 
-@pytest.mark.slow
-def test_a_camera_that_was_bumped_meanwhile_is_refused(sharp: list[Series]) -> None:
-    bumped = CameraPose(**{**POSE.model_dump(), "azimuth": POSE.azimuth + 2})
-    mixed = [*sharp[:2], photographed(bumped, FULL)[2]]
-    with pytest.raises(CalibrationError, match=r"bump|moved|zero"):
-        fit(mixed, camera(FULL), WorldConfig(), start_of(FULL))
+def test_a_camera_that_was_bumped_meanwhile_is_refused(series: list[Series], truth: Place) -> None:
+    bumped = POSE.model_copy(update={"azimuth": POSE.azimuth + 2})
+    mixed = [*series[:2], photographed(bumped, SMALL)[2]]
+    with pytest.raises(CalibrationError, match="was the camera bumped"):
+        fit(mixed, camera(), WorldConfig(), truth)
 
 
 def drawn_camera(rng: Generator) -> CameraPose:
