@@ -166,5 +166,5 @@ def log_events(writer: EpisodeWriter, events: Iterable[RigEvent]) -> None:
 
 def report(writer: EpisodeWriter, closed: Closed) -> None:
     """Hands the summary of a closed log over, if there is one."""
-    if writer.path.exists():  # not when it holds no observation, nor when the disk refused it
+    if writer.kept:
         closed(writer.summary)

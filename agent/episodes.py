@@ -51,8 +51,9 @@ from agent.mcap_codec import (
 LATE = 0.01  # s: a step that overruns its deadline by more counts as late, as in the control loop's ticker
 QUEUE_STEPS = 64  # 6 s at 10 Hz: a disk that stalls longer has failed
 # s for an episode's end to be on disk: twice what is too long in its midst. The robot holds its pose
-# meanwhile; after the 20 s of hw.dclaw.keep_alive it would be let go without a word about the disk.
-END_PATIENCE = 15.0
+# meanwhile, and while films of two cameras end; after the 20 s of hw.dclaw.keep_alive it would be let go
+# without a word about the disk.
+END_PATIENCE = 13.0
 WRITE_INTERVAL = 0.02  # s between two looks of the writer thread: a step is on its way to disk by then
 SYNC_INTERVAL = 1.0  # s of steps that a power cut, unlike a kill -9, may take
 
@@ -421,6 +422,11 @@ class EpisodeWriter:
             self._disk.publish(self.path)
         else:
             self._disk.discard()
+
+    @property
+    def kept(self) -> bool:
+        """Whether the episode is closed and on disk: not without an observation, nor if the disk failed."""
+        return self._begun and self._summary is not None
 
     @property
     def summary(self) -> EpisodeSummary:

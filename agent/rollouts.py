@@ -70,6 +70,10 @@ def evaluate(
             index = EVALUATION_SEEDS + number
             actor.episode(policy, folder, index, explore=False, closed=done.append)
             display.evaluation(number + 1, wanted)
+    except BaseException as error:
+        actor.rest()
+        display.stopping(error)
+        raise
     finally:
         actor.rest()
         summary = summarize([], done, labels=labels, log=folder, anchors=actor.header.get("anchors"))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 QUEUE = 15  # pictures that may wait for the disk, half a second; what comes then is dropped and counted
 ERRORS = (OSError, ValueError)  # of the disk; and PyAV's, which are one or the other
-END_PATIENCE = 5.0  # s for a film to be whole; the robot holds its pose meanwhile
+END_PATIENCE = 3.0  # s for a film to be whole; the robot holds its pose meanwhile
 TICK = Fraction(1, 1000)  # s, the film's unit of time; exact times are in the table beside it
 RATE = 30  # that players are told; pictures carry their own times
 # H.264 because a night of JPEGs would take 40 GB; ultrafast costs 0.1 of a core at 640x480 and 30 per second.

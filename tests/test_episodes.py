@@ -20,6 +20,7 @@ from mcap.reader import make_reader
 from mcap_protobuf.decoder import DecoderFactory
 
 from agent import episodes
+from agent.actor import report
 from agent.episodes import (
     Episode,
     EpisodeCorrupt,
@@ -716,6 +717,21 @@ def test_a_disk_that_hangs_at_the_end_of_an_episode_is_named(
     for _ in range(2):
         with pytest.raises(EpisodeWriteError, match=r"000001\.mcap.*the disk hangs.* 0\.2 s.*--resume"):
             writer.close()
+
+
+def test_a_disk_that_hangs_behind_the_renaming_leaves_nothing_to_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng, gate, closed = np.random.default_rng(0), threading.Event(), list[episodes.EpisodeSummary]()
+    monkeypatch.setattr("agent.files.sync_folder", lambda folder: gate.wait())
+    writer = EpisodeWriter(tmp_path / "000001.mcap", {}, patience_at_end=0.2)
+    writer.begin(observation(rng), telemetry(rng, 0))
+    with pytest.raises(EpisodeWriteError, match="the disk hangs"):
+        writer.close()
+    assert writer.path.exists()
+    report(writer, closed.append)  # as the actor does while that error is on its way
+    assert not closed
+    gate.set()
 
 
 def test_failure_in_the_writer_thread_reaches_the_caller(tmp_path: Path) -> None:
