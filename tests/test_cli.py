@@ -393,7 +393,7 @@ def test_giving_ids_ends_in_order_when_nobody_answers(call: Call, monkeypatch: p
     assert "left: 10, 11" in call.out
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_the_emulator_serves_until_it_is_stopped_which_is_no_failure(
     number: signal.Signals, tmp_path: Path
 ) -> None:

@@ -282,6 +282,7 @@ def test_a_servo_that_nobody_expects_is_told(port: str, plant: SimPlant) -> None
     assert result.detail == "on the bus but not in hw.dclaw: servo 51: XH430-W210, firmware 45"
 
 
+@pytest.mark.slow
 def test_unpowered_chain_says_so_within_five_seconds(port: str, plant: SimPlant) -> None:
     for servo in plant.servos.values():
         servo.powered = False
@@ -456,8 +457,18 @@ def test_dim_light_and_missing_calibration_are_warnings(port: str) -> None:
     ("pauses", "settings", "cause"),
     [
         ([0.25], {}, "too slow a stream; more light"),
-        ([0.02] * 9 + [0.4], {}, "in bursts, as from a buffer or a busy network; a cable for Wi-Fi"),
-        ([0.03], {"delay": 0.2}, "hw.camera.delay dates each back by 200 ms; --set hw.camera.delay=0"),
+        pytest.param(
+            [0.02] * 9 + [0.4],
+            {},
+            "in bursts, as from a buffer or a busy network; a cable for Wi-Fi",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            [0.03],
+            {"delay": 0.2},
+            "hw.camera.delay dates each back by 200 ms; --set hw.camera.delay=0",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_pictures_that_are_too_old_are_told_with_the_probable_cause(
@@ -484,6 +495,7 @@ def test_pictures_that_are_too_old_are_told_with_the_probable_cause(
     assert f"allowed are 150 ms (hw.camera.max_age): {cause}" in found.fix.replace("they come ", "")
 
 
+@pytest.mark.slow
 def test_lens_cap_is_a_failure_and_named(port: str) -> None:
     results = look_at(port, np.full((480, 640, 3), 3, dtype=np.uint8))
     assert results["camera"].status == "FAIL"

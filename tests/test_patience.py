@@ -258,7 +258,7 @@ def test_blocked_finger_is_tried_again_without_anybody_ever_more_seldom() -> Non
 def test_jammed_valve_pauses_until_it_is_loose() -> None:
     with scene() as now:
         now.env.reset(seed=0)
-        damping, valve = now.bench._model.dof_damping, now.bench._qvel[-1]
+        damping, valve = now.bench._physics.model.dof_damping, now.bench._motors.qvel[-1]
         free, damping[valve] = damping[valve], 1e6  # something is in it
 
         def loosen() -> None:
